@@ -1,0 +1,155 @@
+"""Argument checks of every op, run before any work by the reference, by the shape functions and by the typed wrappers.
+
+The native library checks the same conditions in the same order with the same words (``csrc/torch/checks.h``);
+``tests/test_errors.py`` compares the two. Each function takes exactly the arguments of the op of the same name. Nothing
+here reads tensor data, so the checks also run on fake tensors and on any device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vtkernels._ops import qualified
+
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_INTS = (torch.int32, torch.int64)
+
+
+def scope_select(features, saliency, k, *, alpha=1.0, combine="multiply", lengths=None, sort=True):
+    op = qualified("scope_select")
+    _tensor(op, "features", features, "B, N, D", floats=True)
+    b, n, _ = features.shape
+    if saliency is not None:
+        _tensor(op, "saliency", saliency, "B, N", floats=True, shape=(b, n), like=("features", features))
+    _budget(op, k, "N", n)
+    if not (math.isfinite(alpha) and alpha >= 0):
+        raise ValueError(f"{op}: alpha must be a finite number >= 0, got {alpha:g}")
+    _option(op, "combine", combine, ("multiply", "add"))
+    _lengths(op, lengths, b, ("features", features))
+
+
+def coverage_select(similarity, weight, k, *, combine="multiply", lengths=None, sort=True):
+    op = qualified("coverage_select")
+    _tensor(op, "similarity", similarity, "B, M, N", floats=True)
+    b, _, n = similarity.shape
+    if weight is not None:
+        _tensor(op, "weight", weight, "B, N", floats=True, shape=(b, n), like=("similarity", similarity))
+    _budget(op, k, "N", n)
+    _option(op, "combine", combine, ("multiply", "add"))
+    _lengths(op, lengths, b, ("similarity", similarity))
+
+
+def cls_attention(query, key, *, scale=None, prefix=1, reduce="mean", lengths=None):
+    op = qualified("cls_attention")
+    _attention(op, query, key, scale, prefix, lengths)
+    _option(op, "reduce", reduce, ("mean", "sum"))
+
+
+def topk_select(scores, k, *, lengths=None, sort=True):
+    op = qualified("topk_select")
+    _tensor(op, "scores", scores, "B, N", floats=True)
+    _budget(op, k, "N", scores.shape[1])
+    _lengths(op, lengths, scores.shape[0], ("scores", scores))
+
+
+def attention_topk(query, key, k, *, scale=None, prefix=1, lengths=None, sort=True):
+    op = qualified("attention_topk")
+    _attention(op, query, key, scale, prefix, lengths)
+    _budget(op, k, "T - prefix", key.shape[2] - prefix)
+
+
+def gather_tokens(tokens, indices):
+    op = qualified("gather_tokens")
+    _tensor(op, "tokens", tokens, "B, N, D", floats=True)
+    _indices(op, indices, tokens)
+
+
+def compact_(tokens, indices):
+    op = qualified("compact_")
+    _tensor(op, "tokens", tokens, "B, N, D", floats=True)
+    _indices(op, indices, tokens)
+    n, k = tokens.shape[1], indices.shape[1]
+    if k > n:
+        raise ValueError(f"{op}: indices must have at most N = {n} columns, got {k}")
+
+
+def out(op, out, dtype, shape, like):
+    """The caller's buffer of an ``.out`` overload: never resized, cast or moved."""
+    op = qualified(op)
+    shape = tuple(shape)
+    if out.dtype != dtype or tuple(out.shape) != shape or out.device != like.device:
+        raise ValueError(
+            f"{op}: out must be {_name(dtype)} {_list(shape)} on {like.device}, "
+            f"got {_name(out.dtype)} {_list(out.shape)} on {out.device}"
+        )
+
+
+def _tensor(op, name, x, dims, *, floats=False, shape=None, like=None):
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{op}: {name} must be a tensor, got {type(x).__name__}")
+    if x.dim() != dims.count(",") + 1:
+        raise ValueError(f"{op}: {name} must have shape [{dims}], got {_list(x.shape)}")
+    if floats and x.dtype not in _FLOATS:
+        raise TypeError(f"{op}: {name} must be float32, float16, bfloat16 or float64, got {_name(x.dtype)}")
+    if shape is not None and tuple(x.shape) != tuple(shape):
+        raise ValueError(f"{op}: {name} must have shape [{dims}] = {_list(shape)}, got {_list(x.shape)}")
+    if like is not None and x.device != like[1].device:
+        raise ValueError(f"{op}: {name} must be on {like[1].device} like {like[0]}, got {x.device}")
+
+
+def _attention(op, query, key, scale, prefix, lengths):
+    _tensor(op, "query", query, "B, H, d", floats=True)
+    _tensor(op, "key", key, "B, H, T, d", floats=True)
+    b, h, d = query.shape
+    t = key.shape[2]
+    if (key.shape[0], key.shape[1], key.shape[3]) != (b, h, d):
+        raise ValueError(f"{op}: key must have shape [B, H, T, d] = {_list((b, h, t, d))}, got {_list(key.shape)}")
+    if key.dtype != query.dtype:
+        raise TypeError(f"{op}: key must be {_name(query.dtype)} like query, got {_name(key.dtype)}")
+    if key.device != query.device:
+        raise ValueError(f"{op}: key must be on {query.device} like query, got {key.device}")
+    if scale is not None and not math.isfinite(scale):
+        raise ValueError(f"{op}: scale must be a finite number, got {scale:g}")
+    if not 0 <= prefix <= t:
+        raise ValueError(f"{op}: prefix must be between 0 and T = {t}, got {prefix}")
+    _lengths(op, lengths, b, ("query", query))
+
+
+def _budget(op, k, what, n):
+    if isinstance(k, (bool, float)):
+        raise TypeError(f"{op}: k must be an integer, got {type(k).__name__}")
+    if not 0 <= k <= n:
+        raise ValueError(f"{op}: k must be between 0 and {what} = {n}, got {k}")
+
+
+def _lengths(op, lengths, b, like):
+    if lengths is None:
+        return
+    _tensor(op, "lengths", lengths, "B")
+    if lengths.dtype not in _INTS:
+        raise TypeError(f"{op}: lengths must be int32 or int64, got {_name(lengths.dtype)}")
+    _tensor(op, "lengths", lengths, "B", shape=(b,), like=like)
+
+
+def _indices(op, indices, tokens):
+    _tensor(op, "indices", indices, "B, K")
+    if indices.dtype != torch.int64:
+        raise TypeError(f"{op}: indices must be int64, got {_name(indices.dtype)}")
+    _tensor(op, "indices", indices, "B, K", shape=(tokens.shape[0], indices.shape[1]), like=("tokens", tokens))
+
+
+def _option(op, name, value, choices):
+    if value not in choices:
+        raise ValueError(f"{op}: {name} must be {' or '.join(repr(c) for c in choices)}, got {value!r}")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _list(shape: Sequence[int]) -> str:
+    return "[" + ", ".join(str(s) for s in shape) + "]"

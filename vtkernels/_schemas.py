@@ -1,0 +1,170 @@
+"""The catalogue: every op's schema, the shape of its result, and its answer to autograd.
+
+Start reading here. What an op computes is in ``reference/<op>.py``, what it accepts in ``_checks.py``, how to call it in
+``ops.py``. Implementations are registered elsewhere (``backends.py`` for Python, ``csrc/torch`` for the native library).
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+from vtkernels import _checks
+from vtkernels._ops import NAMESPACE, ops, qualified
+
+SCHEMAS = {
+    # Weighted greedy facility location on cosine similarity. [B,N,D], [B,N] -> int64 [B,k]
+    "scope_select": """(Tensor features, Tensor? saliency, SymInt k, *, float alpha=1.0, str combine="multiply",
+                        Tensor? lengths=None, bool sort=True) -> Tensor""",
+    # The same greedy loop on a caller's similarity. [B,M,N], [B,N] -> int64 [B,k], float32 [B,k]
+    "coverage_select": """(Tensor similarity, Tensor? weight, SymInt k, *, str combine="multiply",
+                           Tensor? lengths=None, bool sort=True) -> (Tensor indices, Tensor gains)""",
+    # Softmax attention of one query row, reduced over heads. [B,H,d], [B,H,T,d] -> float32 [B,T-prefix]
+    "cls_attention": """(Tensor query, Tensor key, *, float? scale=None, int prefix=1, str reduce="mean",
+                         Tensor? lengths=None) -> Tensor""",
+    # The k best scores of each row, lowest index on ties. [B,N] -> int64 [B,k]
+    "topk_select": "(Tensor scores, SymInt k, *, Tensor? lengths=None, bool sort=True) -> Tensor",
+    # cls_attention and topk_select in one launch. [B,H,d], [B,H,T,d] -> int64 [B,k], float32 [B,T-prefix]
+    "attention_topk": """(Tensor query, Tensor key, SymInt k, *, float? scale=None, int prefix=1,
+                          Tensor? lengths=None, bool sort=True) -> (Tensor indices, Tensor scores)""",
+    # Rows by index, -1 gives a zero row. [B,N,D], [B,K] -> [B,K,D]
+    "gather_tokens": "(Tensor tokens, Tensor indices) -> Tensor",
+    # Kept rows moved to the front, in place. [B,N,D], [B,K]
+    "compact_": "(Tensor(a!) tokens, Tensor indices) -> ()",
+}
+
+# Ops with one result of a fixed dtype: their `.out` overload writes into the caller's buffer.
+OUT = {"scope_select": torch.int64, "cls_attention": torch.float32, "topk_select": torch.int64}
+
+
+def _scope_select(features, saliency, k, **_):
+    return features.new_empty((features.shape[0], k), dtype=torch.int64)
+
+
+def _coverage_select(similarity, weight, k, **_):
+    shape = (similarity.shape[0], k)
+    return similarity.new_empty(shape, dtype=torch.int64), similarity.new_empty(shape, dtype=torch.float32)
+
+
+def _cls_attention(query, key, *, prefix=1, **_):
+    return key.new_empty((key.shape[0], key.shape[2] - prefix), dtype=torch.float32)
+
+
+def _topk_select(scores, k, **_):
+    return scores.new_empty((scores.shape[0], k), dtype=torch.int64)
+
+
+def _attention_topk(query, key, k, *, prefix=1, **_):
+    return key.new_empty((key.shape[0], k), dtype=torch.int64), _cls_attention(query, key, prefix=prefix)
+
+
+def _gather_tokens(tokens, indices):
+    return tokens.new_empty((tokens.shape[0], indices.shape[1], tokens.shape[2]))
+
+
+def _compact_(tokens, indices):
+    return None
+
+
+SHAPES = {name: globals()[f"_{name}"] for name in SCHEMAS}
+
+
+def _gather_tokens_backward(ctx, grad: Tensor):
+    (indices,) = ctx.saved_tensors
+    rows = indices.clamp_min(0).unsqueeze(-1).expand_as(grad)
+    grad = grad.masked_fill((indices < 0).unsqueeze(-1), 0)
+    zeros = grad.new_zeros((grad.shape[0], ctx.n, grad.shape[2]))
+    return zeros.scatter_add(1, rows, grad), None
+
+
+def _gather_tokens_context(ctx, inputs, output):
+    tokens, indices = inputs
+    ctx.n = tokens.shape[1]
+    ctx.save_for_backward(indices)
+
+
+def _refuse_gradient(name: str, mutated: str, overload):
+    """Autograd answer of an op that writes into an argument: that argument must not require grad."""
+
+    def kernel(*args, **kwargs):
+        target = kwargs[mutated] if mutated in kwargs else args[0]
+        if target.requires_grad:
+            raise RuntimeError(
+                f"{qualified(name)}: {mutated} is written in place and cannot require grad; "
+                f"pass {mutated}.detach() or use the functional op"
+            )
+        with torch._C._AutoDispatchBelowAutograd():
+            return overload(*args, **kwargs)
+
+    return kernel
+
+
+def _bump_version(mutated: str, overload):
+    """Views and saved tensors of a mutated argument must notice the write."""
+
+    def kernel(keyset, *args, **kwargs):
+        target = kwargs[mutated] if mutated in kwargs else args[0]
+        with torch._C._AutoDispatchBelowADInplaceOrView():
+            overload.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, *args, **kwargs)
+        torch.autograd.graph.increment_version(target)
+
+    return kernel
+
+
+def _checked(name: str):
+    """Shape function: the op's checks, then the empty result."""
+    check, shape = getattr(_checks, name), SHAPES[name]
+
+    @functools.wraps(shape)
+    def fake(*args, **kwargs):
+        check(*args, **kwargs)
+        return shape(*args, **kwargs)
+
+    return fake
+
+
+def _checked_out(name: str):
+    fake = _checked(name)
+
+    def fake_out(*args, out, **kwargs):
+        like = fake(*args, **kwargs)
+        _checks.out(name, out, OUT[name], like.shape, like)
+
+    return fake_out
+
+
+def out_schema(name: str) -> str:
+    """``(...) -> Tensor`` becomes ``(..., Tensor(a!) out) -> ()``.
+
+    Nothing is returned, so that functionalisation (``torch.compile``) accepts the op: it refuses results that alias inputs.
+    """
+    arguments = SCHEMAS[name].rsplit(")", 1)[0]
+    return f"{arguments}, Tensor(a!) out) -> ()"
+
+
+def _register() -> torch.library.Library:
+    lib = torch.library.Library(NAMESPACE, "DEF")
+    tags = (torch.Tag.pt2_compliant_tag,)
+    for name, schema in SCHEMAS.items():
+        lib.define(name + schema, tags=tags)
+        torch.library.register_fake(qualified(name), _checked(name), lib=lib)
+        if name in OUT:
+            lib.define(f"{name}.out{out_schema(name)}", tags=tags)
+            torch.library.register_fake(qualified(f"{name}.out"), _checked_out(name), lib=lib)
+
+    torch.library.register_autograd(
+        qualified("gather_tokens"), _gather_tokens_backward, setup_context=_gather_tokens_context, lib=lib
+    )
+    mutating = {"compact_": ("tokens", ops.compact_.default)}
+    mutating |= {f"{name}.out": ("out", getattr(ops, name).out) for name in OUT}
+    for name, (mutated, overload) in mutating.items():
+        lib.impl(name, _refuse_gradient(name, mutated, overload), "Autograd")
+        lib.impl(name, _bump_version(mutated, overload), "ADInplaceOrView", with_keyset=True)
+    for name in SCHEMAS.keys() - {"gather_tokens", "compact_"}:  # choosing and scoring are not differentiable
+        lib.impl(name, torch.library.fallthrough_kernel, "Autograd")
+    return lib
+
+
+LIBRARY = _register()
