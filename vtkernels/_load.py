@@ -22,7 +22,17 @@ def _load() -> tuple[Path | None, str | None]:
         torch.ops.load_library(found[0])
     except OSError as error:
         return None, f"{found[0].name} does not load under torch {torch.__version__}: {error}"
+    _check_simd(os.environ.get("VTKERNELS_SIMD"))
     return found[0], None
+
+
+def _check_simd(wanted: str | None) -> None:
+    """The library takes the best level when it does not know the name; an explicit wish must not pass silently."""
+    if wanted is None:
+        return
+    levels = importlib.import_module("vtkernels._host").simd_levels()
+    if wanted not in levels:
+        raise ValueError(f"VTKERNELS_SIMD must be one of {', '.join(levels)} on this machine, got {wanted!r}")
 
 
 def host() -> ModuleType | None:

@@ -7,6 +7,7 @@ That is the automatic choice. An explicit choice puts its kernels on top for thi
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -94,12 +95,14 @@ def _choose(name: str) -> None:
         _override = None
     if name != "auto":
         _override = torch.library.Library(NAMESPACE, "IMPL")
-        for op in _overloads():
-            for device, key in _DEVICES.items():
-                if name == "reference":
-                    _override.impl(op, _reference(op), key)
-                elif not _NATIVE[op, device]:
-                    _override.impl(op, _missing(op, name, device), key)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "(?s).*previously registered kernel")  # that is the purpose
+            for op in _overloads():
+                for device, key in _DEVICES.items():
+                    if name == "reference":
+                        _override.impl(op, _reference(op), key)
+                    elif not _NATIVE[op, device]:
+                        _override.impl(op, _missing(op, name, device), key)
     _chosen = name
 
 

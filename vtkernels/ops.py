@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vtkernels import _checks
 from vtkernels._ops import ops
+from vtkernels._schemas import OUT, SHAPES
 
 __all__ = [
     "attention_topk",
@@ -298,4 +299,6 @@ def _run(name: str, *args: Any, out: Tensor | None = None, **kwargs: Any) -> Any
     except RuntimeError:
         # A native kernel says the same as the checks, but every C++ error arrives as RuntimeError.
         getattr(_checks, name)(*args, **kwargs)
+        if out is not None:
+            _checks.out(name, out, OUT[name], SHAPES[name](*args, **kwargs).shape, args[0])
         raise

@@ -1,0 +1,38 @@
+# make demo   a photograph and a prompt through a LLaVA model with every method
+# make test   the test-suite
+# Each builds its own .venv first. Slower checks and the benchmarks have targets of their own, below.
+
+PYTHON ?= python3
+BIN := .venv/bin
+SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml constraints.txt
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test lint bench build clean
+
+demo: build
+	$(BIN)/python -m vtkernels demo
+
+test: build
+	$(BIN)/python -m pytest
+
+lint: build
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+bench: build
+	$(BIN)/python -m benchmarks
+
+build: .venv/.built
+
+# torch comes first and alone: the build takes its headers from there and never fetches another one.
+.venv/.installed: constraints.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(PIP) torch
+	$(PIP) "setuptools>=77" cmake ninja pybind11
+	touch $@
+
+.venv/.built: .venv/.installed $(SOURCES)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf .venv build dist vtkernels/_native vtkernels/_host*.so *.egg-info

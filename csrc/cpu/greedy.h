@@ -1,0 +1,34 @@
+// What scope_select and coverage_select share: scratch of the greedy loop and the order of its result.
+#pragma once
+
+#include "vtkernels/cpu.h"
+#include "vtkernels/isa.h"
+
+namespace vtkernels::cpu {
+
+// Gains are summed over 64 lanes and panels have at most 64 rows: every padded size is a multiple of this.
+constexpr int64_t kPad = 64;
+
+struct GreedyScratch {
+  float* covered;   // [items]
+  float* score;     // [candidates]
+  float* weight;    // [candidates]
+  float* gains;     // [k]
+  int32_t* fresh;   // [candidates]
+  int64_t* picks;   // [k]
+
+  static int64_t floats(int64_t items, int64_t candidates);
+  GreedyScratch(float* scratch, int64_t items, int64_t candidates);
+};
+
+// Weights of one image: max(0, x) ** alpha, NaN for a non-finite x. Null where there are none.
+const float* load_weights(const Array<1>& values, int64_t n, double alpha, float* weight);
+
+// Runs the loop and writes image b's row; gains may be null.
+void select_greedily(Coverage problem, const GreedyScratch& scratch, int64_t k, bool sort, int64_t b, const Output<int64_t>& indices,
+                     const Output<float>* gains);
+
+// Test hook: false makes every launch evaluate all candidates in every step.
+void set_lazy(bool lazy);
+
+}  // namespace vtkernels::cpu

@@ -1,0 +1,68 @@
+// The table of one instruction set. Compiled once per set, with VTKERNELS_ISA as its namespace.
+#include "vtkernels/attention.h"
+#include "vtkernels/coverage.h"
+#include "vtkernels/gram.h"
+
+namespace vtkernels::VTKERNELS_ISA {
+namespace {
+
+template <class F>
+VTKERNELS_INLINE void with_type(const void* data, DType dtype, F&& call) {
+  switch (dtype) {
+    case DType::float32: return call(static_cast<const float*>(data));
+    case DType::float16: return call(static_cast<const Float16*>(data));
+    case DType::bfloat16: return call(static_cast<const BFloat16*>(data));
+    case DType::float64: return call(static_cast<const double*>(data));
+  }
+}
+
+void inverse_norms(const Array<2>& rows, int64_t begin, int64_t end, float* scale) {
+  with_type(rows.data, rows.dtype, [&](const auto* x) {
+    for (int64_t i = begin; i < end; ++i) scale[i] = inverse_norm(x + i * rows.stride[0], rows.stride[1], rows.size[1]);
+  });
+}
+
+void pack(const Array<2>& rows, int64_t begin, const float* scale, int64_t first, int64_t depth, float* panel) {
+  with_type(rows.data, rows.dtype, [&](const auto* x) {
+    pack_panel(x + begin * rows.stride[0], rows.stride, rows.size[0] - begin, scale + begin, first, depth, panel);
+  });
+}
+
+void mirror(float* c, int64_t row_stride, int64_t begin, int64_t n, int64_t items, const float* nothing_covered, float* gain) {
+  mirror_rows(c, row_stride, begin, n);
+  for (int64_t j = begin; j < begin + kWidth && j < n; ++j) gain[j] = coverage_gain(c + j * row_stride, nothing_covered, items);
+}
+
+void transpose_items(const Array<2>& similarity, int64_t begin, int64_t end, float* rows, int64_t row_stride,
+                     const float* nothing_covered, float* gain) {
+  with_type(similarity.data, similarity.dtype, [&](const auto* x) {
+    transpose_similarity(x, similarity.stride, similarity.size[0], begin, end, rows, row_stride);
+  });
+  for (int64_t j = begin; j < end; ++j) gain[j] = coverage_gain(rows + j * row_stride, nothing_covered, row_stride);
+}
+
+void load_query(const Array<2>& query, float* padded, int64_t row_stride) {
+  with_type(query.data, query.dtype, [&](const auto* x) {
+    for (int64_t h = 0; h < query.size[0]; ++h) {
+      load_query_row(x + h * query.stride[0], query.stride[1], query.size[1], padded + h * row_stride);
+    }
+  });
+}
+
+void logits(const float* query, int64_t query_stride, const Array<3>& key, float scale, int64_t begin, int64_t end, float* out,
+            int64_t row_stride) {
+  with_type(key.data, key.dtype, [&](const auto* x) {
+    attention_logits(query, query_stride, x, key, scale, begin, end, out, row_stride);
+  });
+}
+
+#define VTKERNELS_STRING_(x) #x
+#define VTKERNELS_STRING(x) VTKERNELS_STRING_(x)
+
+}  // namespace
+
+extern const Isa table;
+const Isa table{VTKERNELS_STRING(VTKERNELS_ISA), kWidth, kPanel, inverse_norms, pack,   gram_block,     mirror,
+                transpose_items,                 greedy_coverage, load_query, logits, softmax_reduce};
+
+}  // namespace vtkernels::VTKERNELS_ISA

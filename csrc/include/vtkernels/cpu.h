@@ -1,0 +1,62 @@
+// CPU launches of every op. Arguments are checked by the caller; scratch is the caller's, 64-byte aligned floats.
+#pragma once
+
+#include "vtkernels/array.h"
+#include "vtkernels/parallel.h"
+
+namespace vtkernels::cpu {
+
+// Floats of scratch that one running image needs; each worker has its own, `workers` of them in a row.
+int64_t scope_select_scratch(int64_t n);
+int64_t coverage_select_scratch(int64_t items, int64_t candidates);
+int64_t cls_attention_scratch(int64_t heads, int64_t tokens, int64_t channels);
+int64_t topk_select_scratch(int64_t n);
+
+struct ScopeOptions {
+  double alpha;
+  Combine combine;
+  bool sort;
+};
+
+// features [B,N,D]; saliency [B,N] or data null
+void scope_select(const Array<3>& features, const Array<2>& saliency, const Lengths& lengths, int64_t k, const ScopeOptions& options,
+                  const Output<int64_t>& indices, float* scratch, const Parallel& parallel);
+
+// similarity [B,M,N]; weight [B,N] or data null
+void coverage_select(const Array<3>& similarity, const Array<2>& weight, const Lengths& lengths, int64_t k, Combine combine,
+                     bool sort, const Output<int64_t>& indices, const Output<float>& gains, float* scratch,
+                     const Parallel& parallel);
+
+struct AttentionOptions {
+  float scale;
+  int64_t prefix;
+  Reduce reduce;
+};
+
+// query [B,H,d], key [B,H,T,d]
+void cls_attention(const Array<3>& query, const Array<4>& key, const Lengths& lengths, const AttentionOptions& options,
+                   const Output<float>& scores, float* scratch, const Parallel& parallel);
+
+// scores [B,N]
+void topk_select(const Array<2>& scores, const Lengths& lengths, int64_t k, bool sort, const Output<int64_t>& indices, float* scratch,
+                 const Parallel& parallel);
+
+void attention_topk(const Array<3>& query, const Array<4>& key, const Lengths& lengths, const AttentionOptions& options, int64_t k,
+                    bool sort, const Output<int64_t>& indices, const Output<float>& scores, float* scratch,
+                    const Parallel& parallel);
+
+struct Rows {
+  char* data;
+  int64_t element;      // bytes
+  int64_t stride[3];    // in elements: image, row, channel
+};
+
+// to[b, s] = from[b, indices[b, s]], zeros for -1
+void gather_tokens(const Rows& from, const Rows& to, int64_t images, int64_t k, int64_t channels, const Output<const int64_t>& indices,
+                   const Parallel& parallel);
+
+// the same in place; indices ascending
+void compact_(const Rows& tokens, int64_t images, int64_t k, int64_t channels, const Output<const int64_t>& indices,
+              const Parallel& parallel);
+
+}  // namespace vtkernels::cpu

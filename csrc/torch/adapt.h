@@ -1,0 +1,83 @@
+// From torch tensors to the kernels' raw arrays, and from torch's thread pool and allocator to theirs.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <string>
+
+#include "checks.h"
+#include "vtkernels/cpu.h"
+
+namespace vtkernels::torch_ops {
+
+inline DType dtype(const Tensor& x) {
+  switch (x.scalar_type()) {
+    case ScalarType::Half: return DType::float16;
+    case ScalarType::BFloat16: return DType::bfloat16;
+    case ScalarType::Double: return DType::float64;
+    default: return DType::float32;
+  }
+}
+
+template <int Rank>
+Array<Rank> array(const Tensor& x) {
+  Array<Rank> a{x.const_data_ptr(), dtype(x), {}, {}};
+  for (int r = 0; r < Rank; ++r) {
+    a.size[r] = x.size(r);
+    a.stride[r] = x.stride(r);
+  }
+  return a;
+}
+
+template <int Rank>
+Array<Rank> array(const std::optional<Tensor>& x) {
+  return x ? array<Rank>(*x) : Array<Rank>{};
+}
+
+template <class T>
+Output<T> output(const Tensor& x) {
+  return {static_cast<T*>(x.mutable_data_ptr()), {x.stride(0), x.stride(1)}};
+}
+
+inline Output<const int64_t> index_rows(const Tensor& x) {
+  return {static_cast<const int64_t*>(x.const_data_ptr()), {x.stride(0), x.stride(1)}};
+}
+
+inline cpu::Rows rows(const Tensor& x) {
+  return {static_cast<char*>(x.mutable_data_ptr()), static_cast<int64_t>(x.element_size()), {x.stride(0), x.stride(1), x.stride(2)}};
+}
+
+inline Lengths lengths(const std::optional<Tensor>& x) {
+  return x ? Lengths{x->const_data_ptr(), x->scalar_type() == ScalarType::Long, x->stride(0)} : Lengths{nullptr, false, 0};
+}
+
+inline Combine combine(const std::string& name) { return name == "add" ? Combine::add : Combine::multiply; }
+
+inline Parallel parallel() {
+  const auto run = [](int64_t workers, void (*body)(void*, int64_t), void* context) {
+    torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t worker = begin; worker < end; ++worker) body(context, worker);
+    });
+  };
+  return {static_cast<int64_t>(torch::stable::get_num_threads()), run};
+}
+
+inline Tensor empty(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType type) {
+  return torch::stable::new_empty(like, torch::headeronly::IntHeaderOnlyArrayRef(sizes.begin(), sizes.size()), type);
+}
+
+// Scratch for as many images as run at the same time.
+class Scratch {
+ public:
+  Scratch(const Tensor& like, int64_t floats, int64_t images, const Parallel& parallel)
+      : memory_(empty(like, {floats * std::max<int64_t>(1, std::min(images, parallel.threads))}, ScalarType::Float)) {}
+  float* data() const { return static_cast<float*>(memory_.mutable_data_ptr()); }
+
+ private:
+  Tensor memory_;
+};
+
+}  // namespace vtkernels::torch_ops

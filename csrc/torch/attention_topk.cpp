@@ -1,0 +1,26 @@
+#include <tuple>
+
+#include "attention.h"
+
+namespace vtkernels::torch_ops {
+namespace {
+
+std::tuple<Tensor, Tensor> attention_topk(Tensor query, Tensor key, int64_t k, std::optional<double> scale, int64_t prefix,
+                                          std::optional<Tensor> valid, bool sort) {
+  check_attention("attention_topk", query, key, scale, prefix, valid);
+  const int64_t b = key.size(0), n = key.size(2) - prefix;
+  check_budget("attention_topk", k, "T - prefix", n);
+
+  Tensor indices = empty(key, {b, k}, ScalarType::Long), scores = empty(key, {b, n}, ScalarType::Float);
+  const Parallel threads = parallel();
+  const Scratch scratch(key, std::max(attention_scratch(key), cpu::topk_select_scratch(n)), b, threads);
+  cpu::attention_topk(array<3>(query), array<4>(key), lengths(valid), attention_options(key, scale, prefix), k, sort,
+                      output<int64_t>(indices), output<float>(scores), scratch.data(), threads);
+  return {indices, scores};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(vtkernels, CPU, m) { m.impl("attention_topk", TORCH_BOX(&attention_topk)); }
+
+}  // namespace vtkernels::torch_ops

@@ -1,0 +1,84 @@
+#include "checks.h"
+
+#include <torch/csrc/stable/device.h>
+
+namespace vtkernels::torch_ops {
+
+std::string name(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Byte: return "uint8";
+    case ScalarType::Char: return "int8";
+    case ScalarType::Short: return "int16";
+    case ScalarType::Int: return "int32";
+    case ScalarType::Long: return "int64";
+    case ScalarType::Half: return "float16";
+    case ScalarType::Float: return "float32";
+    case ScalarType::Double: return "float64";
+    case ScalarType::BFloat16: return "bfloat16";
+    case ScalarType::Bool: return "bool";
+    case ScalarType::ComplexFloat: return "complex64";
+    case ScalarType::ComplexDouble: return "complex128";
+    default: return "dtype " + std::to_string(static_cast<int>(dtype));
+  }
+}
+
+std::string device(const Tensor& x) {
+  using torch::headeronly::DeviceType;
+  const auto where = x.device();
+  std::string type;
+  switch (where.type()) {
+    case DeviceType::CPU: type = "cpu"; break;
+    case DeviceType::CUDA: type = "cuda"; break;
+    case DeviceType::Meta: type = "meta"; break;
+    default: type = "device type " + std::to_string(static_cast<int>(where.type()));
+  }
+  return where.index() >= 0 && where.type() == DeviceType::CUDA ? type + ":" + std::to_string(where.index()) : type;
+}
+
+void check_budget(const char* op, int64_t k, const char* what, int64_t n) {
+  check(0 <= k && k <= n, op, ": k must be between 0 and ", what, " = ", n, ", got ", k);
+}
+
+void check_lengths(const char* op, const std::optional<Tensor>& lengths, int64_t b, const char* other_name, const Tensor& other) {
+  if (!lengths) return;
+  const Argument argument{op, "lengths", *lengths};
+  argument.rank("B", 1);
+  const ScalarType t = lengths->scalar_type();
+  check(t == ScalarType::Int || t == ScalarType::Long, op, ": lengths must be int32 or int64, got ", name(t));
+  argument.sizes("B", {b}).like(other_name, other);
+}
+
+void check_indices(const char* op, const Tensor& indices, const Tensor& tokens) {
+  const Argument argument{op, "indices", indices};
+  argument.rank("B, K", 2);
+  check(indices.scalar_type() == ScalarType::Long, op, ": indices must be int64, got ", name(indices.scalar_type()));
+  argument.sizes("B, K", {tokens.size(0), indices.size(1)}).like("tokens", tokens);
+}
+
+void check_attention(const char* op, const Tensor& query, const Tensor& key, std::optional<double> scale, int64_t prefix,
+                     const std::optional<Tensor>& lengths) {
+  Argument{op, "query", query}.rank("B, H, d", 3).floats();
+  Argument{op, "key", key}.rank("B, H, T, d", 4).floats();
+  const int64_t b = query.size(0), h = query.size(1), d = query.size(2), t = key.size(2);
+  Argument{op, "key", key}.sizes("B, H, T, d", {b, h, t, d});
+  check(key.scalar_type() == query.scalar_type(), op, ": key must be ", name(query.scalar_type()), " like query, got ",
+        name(key.scalar_type()));
+  Argument{op, "key", key}.like("query", query);
+  if (scale) check(std::isfinite(*scale), op, ": scale must be a finite number, got ", *scale);
+  check(0 <= prefix && prefix <= t, op, ": prefix must be between 0 and T = ", t, ", got ", prefix);
+  check_lengths(op, lengths, b, "query", query);
+}
+
+void check_option(const char* op, const char* name, const std::string& value, const char* first, const char* second) {
+  check(value == first || value == second, op, ": ", name, " must be '", first, "' or '", second, "', got '", value, "'");
+}
+
+void check_out(const char* op, const Tensor& out, ScalarType dtype, std::initializer_list<int64_t> sizes, const Tensor& like) {
+  bool same = out.scalar_type() == dtype && out.dim() == static_cast<int64_t>(sizes.size()) && device(out) == device(like);
+  int64_t i = 0;
+  for (const int64_t size : sizes) same = same && out.size(i++) == size;
+  check(same, op, ": out must be ", name(dtype), " ", list(sizes), " on ", device(like), ", got ", name(out.scalar_type()), " ",
+        shape(out), " on ", device(out));
+}
+
+}  // namespace vtkernels::torch_ops

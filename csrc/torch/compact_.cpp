@@ -1,0 +1,33 @@
+#include "adapt.h"
+
+namespace vtkernels::torch_ops {
+namespace {
+
+void compact_(Tensor tokens, Tensor indices) {
+  const char* op = "compact_";
+  Argument{op, "tokens", tokens}.rank("B, N, D", 3).floats();
+  check_indices(op, indices, tokens);
+  const int64_t b = tokens.size(0), n = tokens.size(1), k = indices.size(1);
+  check(k <= n, op, ": indices must have at most N = ", n, " columns, got ", k);
+  for (int r = 0; r < 3; ++r) {
+    check(tokens.stride(r) != 0 || tokens.size(r) <= 1, op, ": tokens must not be an expanded view, it is written in place");
+  }
+  const auto index = index_rows(indices);
+  for (int64_t i = 0; i < b; ++i) {
+    int64_t previous = -1;
+    for (int64_t s = 0; s < k; ++s) {
+      const int64_t at = index(i, s);
+      check(-1 <= at && at < n, op, ": indices must be -1 or in [0, N) with N = ", n, ", got ", at);
+      check(at == -1 || (previous < at && (s == 0 || index(i, s - 1) != -1)), op,
+            ": indices must be ascending and distinct, with -1 only at the end");
+      previous = at == -1 ? n : at;
+    }
+  }
+  cpu::compact_(rows(tokens), b, k, tokens.size(2), index, parallel());
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(vtkernels, CPU, m) { m.impl("compact_", TORCH_BOX(&compact_)); }
+
+}  // namespace vtkernels::torch_ops

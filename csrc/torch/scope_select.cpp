@@ -1,0 +1,48 @@
+#include "adapt.h"
+
+namespace vtkernels::torch_ops {
+namespace {
+
+void check_arguments(const Tensor& features, const std::optional<Tensor>& saliency, int64_t k, double alpha, const std::string& combine,
+                     const std::optional<Tensor>& lengths) {
+  const char* op = "scope_select";
+  Argument{op, "features", features}.rank("B, N, D", 3).floats();
+  const int64_t b = features.size(0), n = features.size(1);
+  if (saliency) Argument{op, "saliency", *saliency}.rank("B, N", 2).floats().sizes("B, N", {b, n}).like("features", features);
+  check_budget(op, k, "N", n);
+  check(std::isfinite(alpha) && alpha >= 0, op, ": alpha must be a finite number >= 0, got ", alpha);
+  check_option(op, "combine", combine, "multiply", "add");
+  check_lengths(op, lengths, b, "features", features);
+}
+
+void run(const Tensor& features, const std::optional<Tensor>& saliency, int64_t k, double alpha, const std::string& how,
+         const std::optional<Tensor>& valid, bool sort, const Tensor& out) {
+  const Parallel threads = parallel();
+  const Scratch scratch(features, cpu::scope_select_scratch(features.size(1)), features.size(0), threads);
+  cpu::scope_select(array<3>(features), array<2>(saliency), lengths(valid), k, {alpha, combine(how), sort}, output<int64_t>(out),
+                    scratch.data(), threads);
+}
+
+Tensor scope_select(Tensor features, std::optional<Tensor> saliency, int64_t k, double alpha, std::string combine,
+                    std::optional<Tensor> lengths, bool sort) {
+  check_arguments(features, saliency, k, alpha, combine, lengths);
+  Tensor out = empty(features, {features.size(0), k}, ScalarType::Long);
+  run(features, saliency, k, alpha, combine, lengths, sort, out);
+  return out;
+}
+
+void scope_select_out(Tensor features, std::optional<Tensor> saliency, int64_t k, double alpha, std::string combine,
+                      std::optional<Tensor> lengths, bool sort, Tensor out) {
+  check_arguments(features, saliency, k, alpha, combine, lengths);
+  check_out("scope_select", out, ScalarType::Long, {features.size(0), k}, features);
+  run(features, saliency, k, alpha, combine, lengths, sort, out);
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(vtkernels, CPU, m) {
+  m.impl("scope_select", TORCH_BOX(&scope_select));
+  m.impl("scope_select.out", TORCH_BOX(&scope_select_out));
+}
+
+}  // namespace vtkernels::torch_ops

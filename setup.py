@@ -1,0 +1,77 @@
+"""Builds the native library with CMake and ninja. Everything else about the package is in pyproject.toml."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent
+TORCH_TARGET = (2, 10)
+
+
+def torch_folder() -> Path:
+    """Where torch is installed, without importing it."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        sys.exit(
+            "vtkernels is built against the torch that is installed, and found none.\n"
+            "Install torch>=2.10 first, then: pip install --no-build-isolation vtkernels\n"
+            "(with build isolation, pip hides the installed torch). "
+            "VTKERNELS_BUILD_NATIVE=0 installs without the native library; every op then runs on its reference."
+        )
+    return Path(spec.origin).parent
+
+
+def check_version(version: str) -> None:
+    major, minor = (int(part) for part in version.split(".")[:2])
+    if (major, minor) < TORCH_TARGET:
+        sys.exit(f"vtkernels needs torch>={TORCH_TARGET[0]}.{TORCH_TARGET[1]} to build, found torch {version}")
+
+
+def jobs() -> str:
+    """MAX_JOBS, else as many compilers as there are cores and 1.5 GiB of memory for each."""
+    if os.environ.get("MAX_JOBS"):
+        return os.environ["MAX_JOBS"]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return str(max(1, min(os.cpu_count() or 1, memory // (3 << 29))))
+
+
+class CMakeBuild(build_ext):
+    """The CMake project as one extension: the shared libraries and ``vtkernels._host``."""
+
+    def build_extension(self, ext: Extension) -> None:
+        torch = torch_folder()
+        version = importlib.metadata.version("torch")
+        check_version(version)
+        import pybind11
+
+        package = Path(self.get_ext_fullpath(ext.name)).resolve().parent
+        build = Path(self.build_temp).resolve()
+        build.mkdir(parents=True, exist_ok=True)
+        configure = [
+            "cmake", "-G", "Ninja", "-S", str(ROOT.resolve()), "-B", str(build),
+            f"-DCMAKE_BUILD_TYPE={os.environ.get('VTKERNELS_BUILD_TYPE', 'Release')}",
+            f"-DVTKERNELS_TORCH_INCLUDE={torch / 'include'}",
+            f"-DVTKERNELS_TORCH_LIB={torch / 'lib'}",
+            f"-DVTKERNELS_TORCH_VERSION={version}",
+            f"-DVTKERNELS_VERSION={self.distribution.get_version()}",
+            f"-DVTKERNELS_OUTPUT={package}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+        ]  # fmt: skip
+        subprocess.run(configure, check=True)
+        subprocess.run(["cmake", "--build", str(build), "--parallel", jobs()], check=True)
+
+
+native = os.environ.get("VTKERNELS_BUILD_NATIVE", "1") != "0"
+setup(
+    ext_modules=[Extension("vtkernels._host", sources=[])] if native else [],
+    cmdclass={"build_ext": CMakeBuild},
+)
