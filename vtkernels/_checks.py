@@ -1,8 +1,8 @@
 """Argument checks of every op, run before any work by the reference, by the shape functions and by the typed wrappers.
 
 The native library checks the same conditions in the same order with the same words (``csrc/torch/checks.h``);
-``tests/test_errors.py`` compares the two. Each function takes exactly the arguments of the op of the same name. Nothing
-here reads tensor data, so the checks also run on fake tensors and on any device.
+``tests/test_errors.py`` compares the two. Each function takes exactly the arguments of the op of the same name and
+reads no tensor data, so that it also runs on fake tensors and on any device; what can only be seen in the data is in ``DATA``.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ def scope_select(features, saliency, k, *, alpha=1.0, combine="multiply", length
     if saliency is not None:
         _tensor(op, "saliency", saliency, "B, N", floats=True, shape=(b, n), like=("features", features))
     _budget(op, k, "N", n)
+    _number(op, "alpha", alpha, "a number")
     if not (math.isfinite(alpha) and alpha >= 0):
         raise ValueError(f"{op}: alpha must be a finite number >= 0, got {alpha:g}")
     _option(op, "combine", combine, ("multiply", "add"))
@@ -75,6 +76,30 @@ def compact_(tokens, indices):
     n, k = tokens.shape[1], indices.shape[1]
     if k > n:
         raise ValueError(f"{op}: indices must have at most N = {n} columns, got {k}")
+    _writable(op, "tokens", tokens)
+
+
+def _in_range(op, tokens, indices):
+    n = tokens.shape[1]
+    wrong = indices[(indices < -1) | (indices >= n)]
+    if wrong.numel():
+        raise ValueError(f"{op}: indices must be -1 or in [0, N) with N = {n}, got {wrong[0].item()}")
+
+
+def _gather_tokens_data(tokens, indices):
+    _in_range(qualified("gather_tokens"), tokens, indices)
+
+
+def _compact_data(tokens, indices):
+    op = qualified("compact_")
+    _in_range(op, tokens, indices)
+    key = indices.masked_fill(indices == -1, torch.iinfo(torch.int64).max)
+    if not bool(((key[:, 1:] > key[:, :-1]) | (indices[:, 1:] == -1)).all()):
+        raise ValueError(f"{op}: indices must be ascending and distinct, with -1 only at the end")
+
+
+# Checked on the CPU alone, where a look at the data costs no synchronisation.
+DATA = {"gather_tokens": _gather_tokens_data, "compact_": _compact_data}
 
 
 def out(op, out, dtype, shape, like):
@@ -86,6 +111,7 @@ def out(op, out, dtype, shape, like):
             f"{op}: out must be {_name(dtype)} {_list(shape)} on {like.device}, "
             f"got {_name(out.dtype)} {_list(out.shape)} on {out.device}"
         )
+    _writable(op, "out", out)
 
 
 def _tensor(op, name, x, dims, *, floats=False, shape=None, like=None):
@@ -101,6 +127,11 @@ def _tensor(op, name, x, dims, *, floats=False, shape=None, like=None):
         raise ValueError(f"{op}: {name} must be on {like[1].device} like {like[0]}, got {x.device}")
 
 
+def _writable(op, name, x):
+    if any(stride == 0 and size > 1 for stride, size in zip(x.stride(), x.shape, strict=True)):
+        raise ValueError(f"{op}: {name} must not be an expanded view, it is written in place")
+
+
 def _attention(op, query, key, scale, prefix, lengths):
     _tensor(op, "query", query, "B, H, d", floats=True)
     _tensor(op, "key", key, "B, H, T, d", floats=True)
@@ -112,16 +143,24 @@ def _attention(op, query, key, scale, prefix, lengths):
         raise TypeError(f"{op}: key must be {_name(query.dtype)} like query, got {_name(key.dtype)}")
     if key.device != query.device:
         raise ValueError(f"{op}: key must be on {query.device} like query, got {key.device}")
-    if scale is not None and not math.isfinite(scale):
-        raise ValueError(f"{op}: scale must be a finite number, got {scale:g}")
+    if scale is not None:
+        _number(op, "scale", scale, "a number")
+        if not math.isfinite(scale):
+            raise ValueError(f"{op}: scale must be a finite number, got {scale:g}")
+    _number(op, "prefix", prefix, "an integer")
     if not 0 <= prefix <= t:
         raise ValueError(f"{op}: prefix must be between 0 and T = {t}, got {prefix}")
     _lengths(op, lengths, b, ("query", query))
 
 
+def _number(op, name, x, takes):
+    """Fails only for what torch's own argument parser refuses, in words that are no use to the caller."""
+    if isinstance(x, bool) or not (hasattr(x, "__index__") or (takes == "a number" and hasattr(x, "__float__"))):
+        raise TypeError(f"{op}: {name} must be {takes}, got {type(x).__name__}")
+
+
 def _budget(op, k, what, n):
-    if isinstance(k, (bool, float)):
-        raise TypeError(f"{op}: k must be an integer, got {type(k).__name__}")
+    _number(op, "k", k, "an integer")
     if not 0 <= k <= n:
         raise ValueError(f"{op}: k must be between 0 and {what} = {n}, got {k}")
 

@@ -73,6 +73,8 @@ SHAPES = {name: globals()[f"_{name}"] for name in SCHEMAS}
 
 def _gather_tokens_backward(ctx, grad: Tensor):
     (indices,) = ctx.saved_tensors
+    if ctx.n == 0:
+        return grad.new_zeros((grad.shape[0], 0, grad.shape[2])), None
     rows = indices.clamp_min(0).unsqueeze(-1).expand_as(grad)
     grad = grad.masked_fill((indices < 0).unsqueeze(-1), 0)
     zeros = grad.new_zeros((grad.shape[0], ctx.n, grad.shape[2]))
@@ -90,7 +92,7 @@ def _refuse_gradient(name: str, mutated: str, overload):
 
     def kernel(*args, **kwargs):
         target = kwargs[mutated] if mutated in kwargs else args[0]
-        if target.requires_grad:
+        if target is not None and target.requires_grad:
             raise RuntimeError(
                 f"{qualified(name)}: {mutated} is written in place and cannot require grad; "
                 f"pass {mutated}.detach() or use the functional op"

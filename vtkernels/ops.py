@@ -248,9 +248,8 @@ def gather_tokens(tokens: Tensor, indices: Tensor) -> Tensor:
         [B, K, D] in the dtype of ``tokens``, contiguous.
 
     Raises:
-        ValueError: a shape or device that does not fit.
+        ValueError: a shape or device that does not fit; on the CPU, an index outside [-1, N).
         TypeError: a wrong dtype or type.
-        RuntimeError: on the CPU, an index outside [-1, N).
 
     Complexity: O(K D).
 
@@ -273,7 +272,7 @@ def compact_(tokens: Tensor, indices: Tensor) -> None:
             writes anything; a GPU does not.
 
     Raises:
-        ValueError: a shape, device or (on the CPU) an order that does not fit.
+        ValueError: a shape, device or (on the CPU) an index or order that does not fit.
         TypeError: a wrong dtype or type.
         RuntimeError: ``tokens`` requires grad.
 
@@ -299,6 +298,8 @@ def _run(name: str, *args: Any, out: Tensor | None = None, **kwargs: Any) -> Any
     except RuntimeError:
         # A native kernel says the same as the checks, but every C++ error arrives as RuntimeError.
         getattr(_checks, name)(*args, **kwargs)
+        if name in _checks.DATA:
+            _checks.DATA[name](*args, **kwargs)
         if out is not None:
             _checks.out(name, out, OUT[name], SHAPES[name](*args, **kwargs).shape, args[0])
         raise

@@ -19,7 +19,7 @@ struct Layout {
   }
   int64_t similarity() const { return rows * row_stride; }
   // Channels that are packed at a time: as many as keep the packed block no larger than the similarity.
-  int64_t depth() const { return items; }
+  int64_t depth() const { return std::max(items, kPad); }
   int64_t panels() const { return rows * depth(); }
 };
 

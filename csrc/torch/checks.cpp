@@ -73,12 +73,19 @@ void check_option(const char* op, const char* name, const std::string& value, co
   check(value == first || value == second, op, ": ", name, " must be '", first, "' or '", second, "', got '", value, "'");
 }
 
+void check_writable(const char* op, const char* name, const Tensor& x) {
+  for (int64_t r = 0; r < x.dim(); ++r) {
+    check(x.stride(r) != 0 || x.size(r) <= 1, op, ": ", name, " must not be an expanded view, it is written in place");
+  }
+}
+
 void check_out(const char* op, const Tensor& out, ScalarType dtype, std::initializer_list<int64_t> sizes, const Tensor& like) {
   bool same = out.scalar_type() == dtype && out.dim() == static_cast<int64_t>(sizes.size()) && device(out) == device(like);
   int64_t i = 0;
   for (const int64_t size : sizes) same = same && out.size(i++) == size;
   check(same, op, ": out must be ", name(dtype), " ", list(sizes), " on ", device(like), ", got ", name(out.scalar_type()), " ",
         shape(out), " on ", device(out));
+  check_writable(op, "out", out);
 }
 
 }  // namespace vtkernels::torch_ops

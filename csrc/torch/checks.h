@@ -72,6 +72,7 @@ void check_indices(const char* op, const Tensor& indices, const Tensor& tokens);
 void check_attention(const char* op, const Tensor& query, const Tensor& key, std::optional<double> scale, int64_t prefix,
                      const std::optional<Tensor>& lengths);
 void check_option(const char* op, const char* name, const std::string& value, const char* first, const char* second);
+void check_writable(const char* op, const char* name, const Tensor& x);
 void check_out(const char* op, const Tensor& out, ScalarType dtype, std::initializer_list<int64_t> sizes, const Tensor& like);
 
 }  // namespace vtkernels::torch_ops

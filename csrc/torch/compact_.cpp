@@ -9,9 +9,7 @@ void compact_(Tensor tokens, Tensor indices) {
   check_indices(op, indices, tokens);
   const int64_t b = tokens.size(0), n = tokens.size(1), k = indices.size(1);
   check(k <= n, op, ": indices must have at most N = ", n, " columns, got ", k);
-  for (int r = 0; r < 3; ++r) {
-    check(tokens.stride(r) != 0 || tokens.size(r) <= 1, op, ": tokens must not be an expanded view, it is written in place");
-  }
+  check_writable(op, "tokens", tokens);
   const auto index = index_rows(indices);
   for (int64_t i = 0; i < b; ++i) {
     int64_t previous = -1;

@@ -18,5 +18,5 @@ def attention_topk(
 ) -> tuple[Tensor, Tensor]:
     """The k tokens with the greatest :func:`cls_attention` (mean over heads), and that attention."""
     scores = cls_attention(query, key, scale=scale, prefix=prefix, lengths=lengths)
-    lengths = None if lengths is None else lengths - prefix
+    lengths = None if lengths is None else lengths.clamp_min(0) - prefix
     return topk_select(scores, k, lengths=lengths, sort=sort), scores

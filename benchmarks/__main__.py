@@ -1,0 +1,50 @@
+"""python -m benchmarks: every op against what people run today."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+
+import torch
+
+from benchmarks.harness import RESULTS, by_case, load, measure, save
+from benchmarks.table import markdown, plain, update_readme
+from vtkernels._schemas import SCHEMAS
+
+EXAMPLES = """examples:
+  python -m benchmarks                             every op, results to benchmarks/results/cpu.csv
+  python -m benchmarks --op scope_select           one op, printed only
+  python -m benchmarks --readme                    write the README's table from the committed results
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, epilog=EXAMPLES,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("--op", choices=list(SCHEMAS), action="append", help="only this op (repeatable); nothing is saved")
+    parser.add_argument("--threads", type=int, default=2, help="torch.set_num_threads (default: 2)")
+    parser.add_argument("--out", type=Path, default=RESULTS / "cpu.csv", help="the CSV to write (default: %(default)s)")
+    parser.add_argument("--readme", action="store_true", help="no timing: write the README's table from --out")
+    arguments = parser.parse_args()
+    if arguments.readme:
+        update_readme(load(arguments.out))
+        return
+
+    torch.set_num_threads(arguments.threads)
+    rows = []
+    for op in arguments.op or SCHEMAS:
+        for case in importlib.import_module(f"benchmarks.{op}").cases():
+            print(f"{op} {case.shape} ...", file=sys.stderr, flush=True)
+            rows += measure(case)
+            for line in plain(by_case(rows[-len(case.providers) :])):
+                print(line, flush=True)
+    if arguments.op is None:
+        arguments.out.parent.mkdir(exist_ok=True)
+        save(rows, arguments.out)
+        print(markdown(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""Timing that can be believed: correctness first, providers interleaved, medians with spread, one tidy CSV."""
+
+from __future__ import annotations
+
+import csv
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import vtkernels
+
+RESULTS = Path(__file__).parent / "results"
+SHAPE = ("B", "N", "D", "H", "K")
+COLUMNS = ("op", "provider", *SHAPE, "dtype", "p20_ms", "p50_ms", "p80_ms", "repeats", "threads", "device", "torch", "vtkernels",
+           "commit", "time")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    """One shape of one op: the providers to time and the gate they pass first.
+
+    ``gate`` raises if the providers disagree. ``seconds`` bounds the time spent on the case.
+    """
+
+    op: str
+    shape: dict[str, int]
+    providers: dict[str, Callable[[], Any]]
+    gate: Callable[[], None]
+    dtype: str = "float32"
+    seconds: float = 6.0
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def measure(case: Case) -> list[dict[str, Any]]:
+    """Rows of the CSV: p20, p50 and p80 of each provider, all providers in turn so that noise hits them alike."""
+    case.gate()
+    for call in case.providers.values():
+        call()
+    started = time.perf_counter()
+    times: dict[str, list[float]] = {name: [] for name in case.providers}
+    while len(next(iter(times.values()))) < 5 or time.perf_counter() - started < case.seconds:
+        for name, call in case.providers.items():
+            begin = time.perf_counter()
+            call()
+            times[name].append(1e3 * (time.perf_counter() - begin))
+    rows = []
+    for name, values in times.items():
+        values.sort()
+        p20, p50, p80 = (values[int(q * (len(values) - 1))] for q in (0.2, 0.5, 0.8))
+        row = dict.fromkeys(COLUMNS, "")
+        row |= {"op": case.op, "provider": name, "dtype": case.dtype, **case.shape}
+        row |= {"p20_ms": f"{p20:.4f}", "p50_ms": f"{p50:.4f}", "p80_ms": f"{p80:.4f}", "repeats": len(values)}
+        rows.append(row | environment())
+    return rows
+
+
+def environment() -> dict[str, Any]:
+    """What a figure depends on besides the code."""
+    return {
+        "threads": torch.get_num_threads(),
+        "device": machine(),
+        "torch": torch.__version__,
+        "vtkernels": vtkernels.__version__,
+        "commit": _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "--porcelain", "csrc", "vtkernels") else ""),
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def machine() -> str:
+    """The processor as it names itself, family and model, and the vector extension in use."""
+    known: dict[str, str] = {}
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            name, _, value = line.partition(":")
+            known.setdefault(name.strip(), value.strip())
+    name = known.get("model name") or platform.processor() or platform.machine()
+    model = f" (family {known['cpu family']} model {known['model']})" if "model" in known else ""
+    return f"{name}{model}, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def save(rows: Iterable[dict[str, Any]], path: Path) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def load(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def by_case(rows: Iterable[dict[str, Any]]) -> Iterator[tuple[tuple[str, ...], dict[str, dict[str, Any]]]]:
+    """Rows grouped by (op, shape, dtype): provider -> row."""
+    groups: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        key = (row["op"], *(str(row[name]) for name in SHAPE), row["dtype"])
+        groups.setdefault(key, {})[row["provider"]] = row
+    yield from groups.items()
+
+
+def same_picks(a: torch.Tensor, b: torch.Tensor, allowed: float = 0.0) -> None:
+    """The gate of a selector: at most a share ``allowed`` of the picks may differ (float ties)."""
+    different = (a.sort(1).values != b.sort(1).values).float().mean().item()
+    if different > allowed:
+        raise AssertionError(f"{different:.1%} of the picks differ: no timing on a red gate")
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=Path(__file__).parent.parent, capture_output=True, text=True)
+    return done.stdout.strip()
