@@ -22,11 +22,11 @@ void coverage_select(const Array<3>& similarity, const Array<2>& weight, const L
     const int64_t most = similarity.size[2], n = lengths(b, most), items = round_up(similarity.size[1], kPad);
     float* rows = scratch + worker * per_worker;
     const GreedyScratch greedy(rows + items * n, items, most);
-    std::fill(greedy.covered, greedy.covered + items, 0.0f);
     if (k > 0) {
       inner.for_each((n + kTaskCandidates - 1) / kTaskCandidates, [&](int64_t task, int64_t) {
         const int64_t begin = task * kTaskCandidates, end = std::min(n, begin + kTaskCandidates);
-        isa().transpose(similarity.at(b), begin, end, rows, items, greedy.covered, greedy.score);
+        isa().transpose(similarity.at(b), begin, end, rows, items);
+        isa().first_gains(rows, items, items, begin, end, greedy.score);
       });
     }
     Coverage problem{rows, items, items, n};

@@ -1,13 +1,11 @@
 // What scope_select and coverage_select share: scratch of the greedy loop and the order of its result.
 #pragma once
 
+#include "similarity.h"
 #include "vtkernels/cpu.h"
 #include "vtkernels/isa.h"
 
 namespace vtkernels::cpu {
-
-// Gains are summed over 64 lanes and panels have at most 64 rows: every padded size is a multiple of this.
-constexpr int64_t kPad = 64;
 
 struct GreedyScratch {
   float* covered;   // [items]

@@ -2,6 +2,8 @@
 #include "vtkernels/attention.h"
 #include "vtkernels/coverage.h"
 #include "vtkernels/gram.h"
+#include "vtkernels/graph.h"
+#include "vtkernels/profile.h"
 
 namespace vtkernels::VTKERNELS_ISA {
 namespace {
@@ -28,17 +30,10 @@ void pack(const Array<2>& rows, int64_t begin, const float* scale, int64_t first
   });
 }
 
-void mirror(float* c, int64_t row_stride, int64_t begin, int64_t n, int64_t items, const float* nothing_covered, float* gain) {
-  mirror_rows(c, row_stride, begin, n);
-  for (int64_t j = begin; j < begin + kWidth && j < n; ++j) gain[j] = coverage_gain(c + j * row_stride, nothing_covered, items);
-}
-
-void transpose_items(const Array<2>& similarity, int64_t begin, int64_t end, float* rows, int64_t row_stride,
-                     const float* nothing_covered, float* gain) {
+void transpose_items(const Array<2>& similarity, int64_t begin, int64_t end, float* rows, int64_t row_stride) {
   with_type(similarity.data, similarity.dtype, [&](const auto* x) {
     transpose_similarity(x, similarity.stride, similarity.size[0], begin, end, rows, row_stride);
   });
-  for (int64_t j = begin; j < end; ++j) gain[j] = coverage_gain(rows + j * row_stride, nothing_covered, row_stride);
 }
 
 void load_query(const Array<2>& query, float* padded, int64_t row_stride) {
@@ -56,13 +51,38 @@ void logits(const float* query, int64_t query_stride, const Array<3>& key, float
   });
 }
 
+void profile(const void* query, const void* key, DType dtype, bool softmax, const ProfileHead& head) {
+  with_type(query, dtype, [&](const auto* q) {
+    const auto* k = static_cast<decltype(q)>(key);
+    softmax ? softmax_profile(q, k, head) : logit_profile(q, k, head);
+  });
+}
+
 #define VTKERNELS_STRING_(x) #x
 #define VTKERNELS_STRING(x) VTKERNELS_STRING_(x)
 
 }  // namespace
 
 extern const Isa table;
-const Isa table{VTKERNELS_STRING(VTKERNELS_ISA), kWidth, kPanel, inverse_norms, pack,   gram_block,     mirror,
-                transpose_items,                 greedy_coverage, load_query, logits, softmax_reduce};
+const Isa table{
+    VTKERNELS_STRING(VTKERNELS_ISA),
+    kWidth,
+    kPanel,
+    inverse_norms,
+    pack,
+    gram_block,
+    mirror_rows,
+    first_gains,
+    transpose_items,
+    greedy_coverage,
+    edge_weights,
+    row_sums,
+    row_products,
+    edge_bits,
+    load_query,
+    logits,
+    softmax_reduce,
+    profile,
+};
 
 }  // namespace vtkernels::VTKERNELS_ISA

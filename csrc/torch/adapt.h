@@ -69,11 +69,12 @@ inline Tensor empty(const Tensor& like, std::initializer_list<int64_t> sizes, Sc
   return torch::stable::new_empty(like, torch::headeronly::IntHeaderOnlyArrayRef(sizes.begin(), sizes.size()), type);
 }
 
-// Scratch for as many images as run at the same time.
+// Scratch: a number of floats, or as many of them as images run at the same time.
 class Scratch {
  public:
+  Scratch(const Tensor& like, int64_t floats) : memory_(empty(like, {floats}, ScalarType::Float)) {}
   Scratch(const Tensor& like, int64_t floats, int64_t images, const Parallel& parallel)
-      : memory_(empty(like, {floats * std::max<int64_t>(1, std::min(images, parallel.threads))}, ScalarType::Float)) {}
+      : Scratch(like, floats * std::max<int64_t>(1, std::min(images, parallel.threads))) {}
   float* data() const { return static_cast<float*>(memory_.mutable_data_ptr()); }
 
  private:

@@ -7,7 +7,7 @@ namespace {
 
 std::tuple<Tensor, Tensor> attention_topk(Tensor query, Tensor key, int64_t k, std::optional<double> scale, int64_t prefix,
                                           std::optional<Tensor> valid, bool sort) {
-  check_attention("attention_topk", query, key, scale, prefix, valid);
+  check_attention("attention_topk", query, "B, H, d", key, scale, prefix, valid);
   const int64_t b = key.size(0), n = key.size(2) - prefix;
   check_budget("attention_topk", k, "T - prefix", n);
 

@@ -55,11 +55,12 @@ void check_indices(const char* op, const Tensor& indices, const Tensor& tokens) 
   argument.sizes("B, K", {tokens.size(0), indices.size(1)}).like("tokens", tokens);
 }
 
-void check_attention(const char* op, const Tensor& query, const Tensor& key, std::optional<double> scale, int64_t prefix,
+void check_attention(const char* op, const Tensor& query, const char* query_dims, const Tensor& key, std::optional<double> scale, int64_t prefix,
                      const std::optional<Tensor>& lengths) {
-  Argument{op, "query", query}.rank("B, H, d", 3).floats();
+  const int64_t rank = std::string(query_dims) == "B, H, d" ? 3 : 4;
+  Argument{op, "query", query}.rank(query_dims, rank).floats();
   Argument{op, "key", key}.rank("B, H, T, d", 4).floats();
-  const int64_t b = query.size(0), h = query.size(1), d = query.size(2), t = key.size(2);
+  const int64_t b = query.size(0), h = query.size(1), d = query.size(rank - 1), t = rank == 4 ? query.size(2) : key.size(2);
   Argument{op, "key", key}.sizes("B, H, T, d", {b, h, t, d});
   check(key.scalar_type() == query.scalar_type(), op, ": key must be ", name(query.scalar_type()), " like query, got ",
         name(key.scalar_type()));

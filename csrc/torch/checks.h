@@ -69,7 +69,7 @@ struct Argument {
 void check_budget(const char* op, int64_t k, const char* what, int64_t n);
 void check_lengths(const char* op, const std::optional<Tensor>& lengths, int64_t b, const char* other_name, const Tensor& other);
 void check_indices(const char* op, const Tensor& indices, const Tensor& tokens);
-void check_attention(const char* op, const Tensor& query, const Tensor& key, std::optional<double> scale, int64_t prefix,
+void check_attention(const char* op, const Tensor& query, const char* query_dims, const Tensor& key, std::optional<double> scale, int64_t prefix,
                      const std::optional<Tensor>& lengths);
 void check_option(const char* op, const char* name, const std::string& value, const char* first, const char* second);
 void check_writable(const char* op, const char* name, const Tensor& x);

@@ -1,25 +1,12 @@
 // Attention of one query row: logits of every head, softmax over tokens, reduction over heads. No map of tokens by tokens.
 #pragma once
 
+#include "vtkernels/exp.h"
 #include "vtkernels/isa.h"
-#include "vtkernels/simd.h"
 
 namespace vtkernels::VTKERNELS_ISA {
 
 constexpr float kMinusInfinity = -__builtin_inff();
-
-// e**x for x <= 0, relative error below 2e-7; exactly 0 below the range of normal numbers
-inline Vec exp_negative(Vec x) {
-  const Vec lowest = splat(-87.0f);
-  const Vec y = max(x, lowest);
-  const Vec n = round_to_integer(y * splat(1.44269504f));
-  // ln 2 in two parts, the first exact in few bits, so that n * part has no rounding error
-  const Vec r = fma(n, splat(2.12194440e-4f), fma(n, splat(-0.693359375f), y));
-  constexpr float coefficients[] = {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 0.5f, 1.0f, 1.0f};
-  Vec p = splat(1.0f / 5040);
-  for (const float c : coefficients) p = fma(p, r, splat(c));
-  return where_above(x, lowest, p * exp2_integer(n));
-}
 
 // Channels of one head's query, padded with zeros to a multiple of kLanes
 template <class T>
@@ -67,28 +54,34 @@ void attention_logits(const float* query, int64_t query_stride, const T* key, co
   }
 }
 
+// Turns finite or -inf logits into e**(x - maximum); their sum, 0 where no entry has mass. Padded is a multiple of kLanes.
+inline float exponentials(float* row, int64_t tokens, int64_t padded) {
+  for (int64_t t = tokens; t < padded; ++t) row[t] = kMinusInfinity;
+  Vec highest = splat(kMinusInfinity);
+  for (int64_t t = 0; t < padded; t += kWidth) highest = max(highest, load(row + t));
+  float lane[kWidth], top = kMinusInfinity;
+  store(lane, highest);
+  for (int l = 0; l < kWidth; ++l) top = lane[l] > top ? lane[l] : top;
+  if (top == kMinusInfinity) return 0;
+
+  Vec sum[kSums] = {};
+  for (int64_t t = 0; t < padded; t += kLanes) {
+    for (int s = 0; s < kSums; ++s) {
+      const Vec e = exp_negative(load(row + t + s * kWidth) - splat(top));
+      store(row + t + s * kWidth, e);
+      sum[s] = sum[s] + e;
+    }
+  }
+  return fold(sum);
+}
+
 inline void softmax_reduce(float* logits, int64_t row_stride, int64_t heads, int64_t tokens, Reduce reduce, float* out) {
-  const int64_t padded = round_up(tokens, kLanes);
   for (int64_t t = 0; t < tokens; ++t) out[t] = 0;
   for (int64_t h = 0; h < heads; ++h) {
     float* row = logits + h * row_stride;
-    for (int64_t t = tokens; t < padded; ++t) row[t] = kMinusInfinity;
-    Vec highest = splat(kMinusInfinity);
-    for (int64_t t = 0; t < padded; t += kWidth) highest = max(highest, load(row + t));
-    float lane[kWidth], top = kMinusInfinity;
-    store(lane, highest);
-    for (int l = 0; l < kWidth; ++l) top = lane[l] > top ? lane[l] : top;
-    if (top == kMinusInfinity) continue;  // no key has mass
-
-    Vec sum[kSums] = {};
-    for (int64_t t = 0; t < padded; t += kLanes) {
-      for (int s = 0; s < kSums; ++s) {
-        const Vec e = exp_negative(load(row + t + s * kWidth) - splat(top));
-        store(row + t + s * kWidth, e);
-        sum[s] = sum[s] + e;
-      }
-    }
-    const float share = (reduce == Reduce::mean ? 1.0f / static_cast<float>(heads) : 1.0f) / fold(sum);
+    const float sum = exponentials(row, tokens, round_up(tokens, kLanes));
+    if (sum == 0) continue;
+    const float share = (reduce == Reduce::mean ? 1.0f / static_cast<float>(heads) : 1.0f) / sum;
     for (int64_t t = 0; t < tokens; ++t) out[t] += share * row[t];
   }
 }

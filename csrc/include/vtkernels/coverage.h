@@ -22,6 +22,17 @@ inline float coverage_gain(const float* row, const float* covered, int64_t items
   return fold(sum);
 }
 
+// The same where nothing is covered: x - 0 is x, so the bits are those of coverage_gain
+inline void first_gains(const float* rows, int64_t row_stride, int64_t items, int64_t begin, int64_t end, float* gain) {
+  for (int64_t j = begin; j < end; ++j) {
+    Vec sum[kSums] = {};
+    for (int64_t i = 0; i < items; i += kLanes) {
+      for (int s = 0; s < kSums; ++s) sum[s] = sum[s] + max(load(rows + j * row_stride + i + s * kWidth), Vec{});
+    }
+    gain[j] = fold(sum);
+  }
+}
+
 inline float rank(float score) { return score == score ? score : kRankNaN; }
 
 // Index of the first maximum; count is a multiple of kWidth

@@ -11,6 +11,10 @@ int64_t scope_select_scratch(int64_t n);
 int64_t coverage_select_scratch(int64_t items, int64_t candidates);
 int64_t cls_attention_scratch(int64_t heads, int64_t tokens, int64_t channels);
 int64_t topk_select_scratch(int64_t n);
+int64_t graph_propagate_scratch(int64_t n);
+// Floats of scratch for the whole batch.
+int64_t attention_profile_scratch(int64_t images, int64_t heads, int64_t tokens, int64_t channels, int64_t threads);
+int64_t token_clusters_scratch(int64_t images, int64_t n, int64_t channels, int64_t threads);
 
 struct ScopeOptions {
   double alpha;
@@ -37,12 +41,36 @@ struct AttentionOptions {
 void cls_attention(const Array<3>& query, const Array<4>& key, const Lengths& lengths, const AttentionOptions& options,
                    const Output<float>& scores, float* scratch, const Parallel& parallel);
 
+struct ProfileOptions {
+  float scale;
+  int64_t prefix;
+  bool softmax;
+};
+
+// query, key [B,H,T,d] -> received, given [B,T-prefix]
+void attention_profile(const Array<4>& query, const Array<4>& key, const Lengths& lengths, const ProfileOptions& options,
+                       const Output<float>& received, const Output<float>& given, float* scratch, const Parallel& parallel);
+
 // scores [B,N]
 void topk_select(const Array<2>& scores, const Lengths& lengths, int64_t k, bool sort, const Output<int64_t>& indices, float* scratch,
                  const Parallel& parallel);
 
 void attention_topk(const Array<3>& query, const Array<4>& key, const Lengths& lengths, const AttentionOptions& options, int64_t k,
                     bool sort, const Output<int64_t>& indices, const Output<float>& scores, float* scratch,
+                    const Parallel& parallel);
+
+struct GraphOptions {
+  float threshold;
+  float temperature;
+  int64_t iterations;
+};
+
+// features [B,N,D] -> scores, degree [B,N]
+void graph_propagate(const Array<3>& features, const Lengths& lengths, const GraphOptions& options, const Output<float>& scores,
+                     const Output<int32_t>& degree, float* scratch, const Parallel& parallel);
+
+// features [B,N,D] -> labels [B,N]
+void token_clusters(const Array<3>& features, const Lengths& lengths, float threshold, const Output<int64_t>& labels, float* scratch,
                     const Parallel& parallel);
 
 struct Rows {

@@ -93,16 +93,17 @@ void gram_tile_below(int64_t i, int64_t j, const float* a, const float* b, int64
 // Channels of one pass over a block: a panel of columns then stays in the first-level cache, the rows in the second.
 constexpr int64_t kPassDepth = 128;
 
-// The tiles of C[row_begin .. row_end)[column_begin .. column_end) that touch the lower triangle; bounds are multiples of kPanel
+// The tiles of C[rows[0] .. rows[1])[columns[0] .. columns[1]) that touch the lower triangle, into the block whose first entry
+// is c; bounds are multiples of kPanel
 inline void gram_block(const float* panels, int64_t depth, const int64_t (&rows)[2], const int64_t (&columns)[2], bool accumulate,
                        float* c, int64_t row_stride) {
-  for (int64_t first = 0; first < depth; first += kPassDepth, accumulate = true) {
+  for (int64_t first = 0; first == 0 || first < depth; first += kPassDepth, accumulate = true) {
     const int64_t part = depth - first < kPassDepth ? depth - first : kPassDepth;
     for (int64_t j = columns[0]; j < columns[1]; j += kPanel) {
       const float* b = panels + j * depth + first * kPanel;
       for (int64_t i = rows[0] > j ? rows[0] : j; i < rows[1]; i += kTileRows) {
         const float* a = panels + i / kPanel * kPanel * depth + first * kPanel + i % kPanel;
-        gram_tile_below(i, j, a, b, part, accumulate, c + i * row_stride + j, row_stride);
+        gram_tile_below(i, j, a, b, part, accumulate, c + (i - rows[0]) * row_stride + (j - columns[0]), row_stride);
       }
     }
   }

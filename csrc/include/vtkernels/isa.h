@@ -19,6 +19,20 @@ struct Coverage {
   int32_t* fresh = nullptr;  // scratch [candidates]: the step in which the score was computed
 };
 
+// One head of attention_profile.
+struct ProfileHead {
+  int64_t tokens;  // valid ones
+  int64_t channels;
+  int64_t query_stride[2];
+  int64_t key_stride[2];
+  int64_t prefix;
+  float scale;
+  int64_t row_stride;  // at least the tokens, rounded up to a panel and to 64
+  float* scratch;      // row_stride * channels + panel * (channels + row_stride) + row_stride, and 2 * (channels + 64)
+  float* received;     // [row_stride], 0 on entry
+  float* given;        // [tokens], 0 on entry
+};
+
 struct Isa {
   const char* name;
   int64_t width;  // float32 lanes of a vector
@@ -28,16 +42,28 @@ struct Isa {
   void (*inverse_norms)(const Array<2>& rows, int64_t begin, int64_t end, float* scale);
   // the panel of rows from begin, channels [first, first + depth), scaled
   void (*pack)(const Array<2>& rows, int64_t begin, const float* scale, int64_t first, int64_t depth, float* panel);
-  // lower triangle of C[rows[0] .. rows[1])[columns[0] .. columns[1]) (+)= products of packed panels
+  // lower triangle of C[rows[0] .. rows[1])[columns[0] .. columns[1]) (+)= products of packed panels; c is the first entry of
+  // that block
   void (*gram_block)(const float* panels, int64_t depth, const int64_t (&rows)[2], const int64_t (&columns)[2], bool accumulate,
                      float* c, int64_t row_stride);
-  // finish rows [begin, begin + width) of a symmetric C of n rows; their first gains
-  void (*mirror)(float* c, int64_t row_stride, int64_t begin, int64_t n, int64_t items, const float* nothing_covered, float* gain);
-  // rows [begin, end) of candidates from items by candidates; their first gains
-  void (*transpose)(const Array<2>& similarity, int64_t begin, int64_t end, float* rows, int64_t row_stride,
-                    const float* nothing_covered, float* gain);
+  // finish rows [begin, begin + width) of a symmetric C of n rows; zeros behind column n
+  void (*mirror)(float* c, int64_t row_stride, int64_t begin, int64_t n);
+  // gain[j] = coverage gain of rows [begin, end) when nothing is covered
+  void (*first_gains)(const float* rows, int64_t row_stride, int64_t items, int64_t begin, int64_t end, float* gain);
+  // rows [begin, end) of candidates from items by candidates
+  void (*transpose)(const Array<2>& similarity, int64_t begin, int64_t end, float* rows, int64_t row_stride);
   // k picks in the order of choice and, where scores is not null, their scores
   void (*greedy)(const Coverage& problem, int64_t k, int64_t* picks, float* scores);
+  // similarity to edge weights e**((S - 1) / temperature), 0 below the threshold: the lower triangle of rows [begin, end)
+  void (*edge_weights)(float* c, int64_t row_stride, int64_t begin, int64_t end, const float* scale, float threshold,
+                       float temperature);
+  // sum and number of the edges of rows [begin, end)
+  void (*row_sums)(const float* rows, int64_t row_stride, int64_t items, int64_t begin, int64_t end, float* sum, int32_t* count);
+  // out[j] = row j . x for rows [begin, end)
+  void (*row_products)(const float* rows, int64_t row_stride, int64_t items, int64_t begin, int64_t end, const float* x, float* out);
+  // bit j of row i set where entry [i][j] is at least the threshold; columns is a multiple of 8, bits starts at a byte
+  void (*edge_bits)(const float* block, int64_t row_stride, int64_t rows, int64_t columns, float threshold, uint8_t* bits,
+                    int64_t bits_stride);
   // query[head][channels, padded to 64 by zeros] in float32
   void (*load_query)(const Array<2>& query, float* padded, int64_t row_stride);
   // logits[head][t] for t in [begin, end), begin a multiple of width; -inf where not finite
@@ -45,6 +71,8 @@ struct Isa {
                  float* logits, int64_t row_stride);
   // softmax over [0, tokens) of every head, reduced over heads into out[tokens]; the logits are used up
   void (*softmax_reduce)(float* logits, int64_t row_stride, int64_t heads, int64_t tokens, Reduce reduce, float* out);
+  // sums over rows and over columns of one head's attention, or of its logits
+  void (*profile)(const void* query, const void* key, DType dtype, bool softmax, const ProfileHead& head);
 };
 
 // Levels of this build that the machine can run, the best last.

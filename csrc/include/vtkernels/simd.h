@@ -24,8 +24,10 @@ inline Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
 inline Vec finite_or(Vec x, Vec other) {
   return _mm512_mask_mov_ps(other, _mm512_cmp_ps_mask(_mm512_sub_ps(x, x), Vec{}, _CMP_EQ_OQ), x);
 }
-// y where x > limit, else 0
-inline Vec where_above(Vec x, Vec limit, Vec y) { return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, limit, _CMP_GT_OQ), y); }
+// y where x >= limit, else 0
+inline Vec where_at_least(Vec x, Vec limit, Vec y) { return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, limit, _CMP_GE_OQ), y); }
+// bit l set where x[l] >= limit[l]
+inline uint32_t at_least_mask(Vec x, Vec limit) { return _mm512_cmp_ps_mask(x, limit, _CMP_GE_OQ); }
 // bit l set where a[l] == b[l]
 inline uint32_t equal_mask(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
 inline void interleave(Vec a, Vec b, Vec& low, Vec& high) {
@@ -56,7 +58,10 @@ inline Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
 inline Vec finite_or(Vec x, Vec other) {
   return _mm256_blendv_ps(other, x, _mm256_cmp_ps(_mm256_sub_ps(x, x), Vec{}, _CMP_EQ_OQ));
 }
-inline Vec where_above(Vec x, Vec limit, Vec y) { return _mm256_and_ps(_mm256_cmp_ps(x, limit, _CMP_GT_OQ), y); }
+inline Vec where_at_least(Vec x, Vec limit, Vec y) { return _mm256_and_ps(_mm256_cmp_ps(x, limit, _CMP_GE_OQ), y); }
+inline uint32_t at_least_mask(Vec x, Vec limit) {
+  return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(x, limit, _CMP_GE_OQ)));
+}
 inline uint32_t equal_mask(Vec a, Vec b) { return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_EQ_OQ))); }
 inline void interleave(Vec a, Vec b, Vec& low, Vec& high) {
   const Vec even = _mm256_unpacklo_ps(a, b), odd = _mm256_unpackhi_ps(a, b);
@@ -87,11 +92,10 @@ inline void store(float* p, Vec x) { std::memcpy(p, &x, sizeof x); }
 inline Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
 inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
 inline Vec finite_or(Vec x, Vec other) { return x - x == Vec{} ? x : other; }
-inline Vec where_above(Vec x, Vec limit, Vec y) { return x > limit ? y : Vec{}; }
-inline uint32_t equal_mask(Vec a, Vec b) {
-  const IntVec same = a == b;
-  return (same[0] & 1u) | (same[1] & 2u) | (same[2] & 4u) | (same[3] & 8u);
-}
+inline Vec where_at_least(Vec x, Vec limit, Vec y) { return x >= limit ? y : Vec{}; }
+inline uint32_t mask_of(IntVec lanes) { return (lanes[0] & 1u) | (lanes[1] & 2u) | (lanes[2] & 4u) | (lanes[3] & 8u); }
+inline uint32_t equal_mask(Vec a, Vec b) { return mask_of(a == b); }
+inline uint32_t at_least_mask(Vec x, Vec limit) { return mask_of(x >= limit); }
 inline void interleave(Vec a, Vec b, Vec& low, Vec& high) {
   low = Vec{a[0], b[0], a[1], b[1]};
   high = Vec{a[2], b[2], a[3], b[3]};
