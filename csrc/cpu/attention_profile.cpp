@@ -12,7 +12,6 @@ struct Layout {
   int64_t worker;      // floats of scratch of one thread
 
   Layout(int64_t tokens, int64_t channels) {
-    constexpr int64_t kPad = 64;  // the widest panel, and the lanes of a sum
     row_stride = round_up(tokens, kPad) + kPad;
     worker = row_stride * (channels + 1) + kPad * (channels + row_stride) + 2 * round_up(channels, kPad);
   }

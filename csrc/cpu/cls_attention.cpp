@@ -7,7 +7,6 @@
 namespace vtkernels::cpu {
 namespace {
 
-constexpr int64_t kPad = 64;         // the summation order runs over 64 lanes
 constexpr int64_t kTaskTokens = 64;  // a multiple of every vector width
 
 }  // namespace

@@ -33,4 +33,8 @@ inline float element_as_float(const Array<1>& x, int64_t i) {
   return 0;
 }
 
+inline double element_as_double(const Array<1>& x, int64_t i) {
+  return x.dtype == DType::float64 ? static_cast<const double*>(x.data)[i * x.stride[0]] : element_as_float(x, i);
+}
+
 }  // namespace vtkernels::cpu

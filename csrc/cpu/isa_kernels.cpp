@@ -72,6 +72,7 @@ const Isa table{
     pack,
     gram_block,
     mirror_rows,
+    row_moments,
     first_gains,
     transpose_items,
     greedy_coverage,

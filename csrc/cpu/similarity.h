@@ -6,9 +6,6 @@
 
 namespace vtkernels::cpu {
 
-// Gains are summed over 64 lanes and panels have at most 64 rows: every padded size is a multiple of this.
-constexpr int64_t kPad = 64;
-
 // Sizes of the similarity of n rows and of the packed rows that it is computed from.
 struct SimilarityLayout {
   int64_t items;       // columns that are summed

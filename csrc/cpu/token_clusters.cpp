@@ -1,5 +1,6 @@
 // Connected components of the thresholded cosine similarity, kept as bits: the similarity exists one block at a time.
 #include <algorithm>
+#include <cfloat>
 #include <cstring>
 
 #include "similarity.h"
@@ -66,6 +67,7 @@ void token_clusters(const Array<3>& features, const Lengths& lengths, float thre
   float* squares = scratch + round_up(Layout(most, channels).floats(), 16) * std::min(images, parallel.threads);
   parallel.for_each_image(images, [&](int64_t b, int64_t worker, const Parallel& inner) {
     const Isa& kernels = isa();
+    const float least = std::max(threshold, FLT_MIN);  // what is above 0 in float64 stays above 0 in float32
     const int64_t n = lengths(b, most), panel = kernels.panel, panels = (n + panel - 1) / panel, padded = panels * panel;
     const int64_t side = square_side(n), tasks = (padded + side - 1) / side;
     const Layout layout(n, channels);
@@ -93,7 +95,7 @@ void token_clusters(const Array<3>& features, const Lengths& lengths, float thre
           float* square = squares + kSquare * (worker + thread);  // one of the two is 0
           kernels.gram_block(packed, channels, rows, columns, false, square, side);
           auto* bits = reinterpret_cast<uint8_t*>(edges + i * layout.words) + j / 8;
-          kernels.edge_bits(square, side, rows[1] - i, columns[1] - j, threshold, bits, layout.words * 8);
+          kernels.edge_bits(square, side, rows[1] - i, columns[1] - j, least, bits, layout.words * 8);
         });
     connect(edges, members, layout.words, n, parent, pending);
     for (int64_t i = 0; i < most; ++i) labels(b, i) = i < n ? find(parent, i) : -1;

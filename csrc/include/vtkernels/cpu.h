@@ -12,7 +12,9 @@ int64_t coverage_select_scratch(int64_t items, int64_t candidates);
 int64_t cls_attention_scratch(int64_t heads, int64_t tokens, int64_t channels);
 int64_t topk_select_scratch(int64_t n);
 int64_t graph_propagate_scratch(int64_t n);
+int64_t cluster_topk_scratch(int64_t n);
 // Floats of scratch for the whole batch.
+int64_t crop_topk_scratch(int64_t images, int64_t n, int64_t channels, int64_t crops, int64_t threads);
 int64_t attention_profile_scratch(int64_t images, int64_t heads, int64_t tokens, int64_t channels, int64_t threads);
 int64_t token_clusters_scratch(int64_t images, int64_t n, int64_t channels, int64_t threads);
 
@@ -72,6 +74,23 @@ void graph_propagate(const Array<3>& features, const Lengths& lengths, const Gra
 // features [B,N,D] -> labels [B,N]
 void token_clusters(const Array<3>& features, const Lengths& lengths, float threshold, const Output<int64_t>& labels, float* scratch,
                     const Parallel& parallel);
+
+enum class CropVariant { released, full, paper };
+
+struct CropOptions {
+  int64_t crops;
+  double beta;
+  CropVariant variant;
+  bool sort;
+};
+
+// attention [B,N], features [B,N,D] or data null
+void crop_topk(const Array<2>& attention, const Array<3>& features, const Lengths& lengths, int64_t k, const CropOptions& options,
+               const Output<int64_t>& indices, float* scratch, const Parallel& parallel);
+
+// labels, relevance [B,N]
+void cluster_topk(const Output<const int64_t>& labels, const Array<2>& relevance, const Lengths& lengths, int64_t k, double pool,
+                  bool sort, const Output<int64_t>& indices, float* scratch, const Parallel& parallel);
 
 struct Rows {
   char* data;

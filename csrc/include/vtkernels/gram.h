@@ -122,4 +122,18 @@ inline void mirror_rows(float* c, int64_t row_stride, int64_t begin, int64_t n) 
   }
 }
 
+// Sum and sum of squares of one row; items is a multiple of kLanes
+inline void row_moments(const float* row, int64_t items, float* sum, float* squares) {
+  Vec first[kSums] = {}, second[kSums] = {};
+  for (int64_t j = 0; j < items; j += kLanes) {
+    for (int s = 0; s < kSums; ++s) {
+      const Vec x = load(row + j + s * kWidth);
+      first[s] = first[s] + x;
+      second[s] = fma(x, x, second[s]);
+    }
+  }
+  *sum = fold(first);
+  *squares = fold(second);
+}
+
 }  // namespace vtkernels::VTKERNELS_ISA

@@ -6,6 +6,9 @@
 
 namespace vtkernels {
 
+// Sums run over 64 lanes, and a panel of packed rows has at most 64: sizes of scratch are multiples of this.
+constexpr int64_t kPad = 64;
+
 struct Coverage {
   const float* similarity;  // [candidates][row_stride], zero behind the items
   int64_t row_stride;
@@ -48,6 +51,8 @@ struct Isa {
                      float* c, int64_t row_stride);
   // finish rows [begin, begin + width) of a symmetric C of n rows; zeros behind column n
   void (*mirror)(float* c, int64_t row_stride, int64_t begin, int64_t n);
+  // sum and sum of squares of a row of items, a multiple of 64
+  void (*row_moments)(const float* row, int64_t items, float* sum, float* squares);
   // gain[j] = coverage gain of rows [begin, end) when nothing is covered
   void (*first_gains)(const float* rows, int64_t row_stride, int64_t items, int64_t begin, int64_t end, float* gain);
   // rows [begin, end) of candidates from items by candidates
