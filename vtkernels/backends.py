@@ -155,4 +155,7 @@ _NATIVE = {
     for op in _overloads()
     for device, key in _DEVICES.items()
 }
-_choose(os.environ.get("VTKERNELS_BACKEND", "auto"))
+try:
+    _choose(os.environ.get("VTKERNELS_BACKEND", "auto"))
+except (ValueError, RuntimeError) as error:
+    raise type(error)(f"VTKERNELS_BACKEND: {error}") from None

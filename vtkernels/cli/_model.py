@@ -1,0 +1,191 @@
+"""The demo's model: a LLaVA with random weights that any machine can build, or a checkpoint."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import huggingface_hub
+import torch
+import transformers
+from PIL import Image
+from torch import Tensor
+
+from vtkernels.cli import _picture
+from vtkernels.cli._errors import UsageError, first_line
+
+_MEAN, _STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]  # CLIP's
+_BOS, _IMAGE, _VOCABULARY = 256, 257, 320  # a prompt is its UTF-8 bytes
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Sizes of the random model. The visual side is CLIP-L/14-336 as LLaVA-1.5 has it, except for its depth."""
+
+    image: int = 336
+    patch: int = 14
+    vision_width: int = 1024
+    vision_heads: int = 16
+    vision_layers: int = 3
+    text_width: int = 1024
+    text_heads: int = 16
+    text_layers: int = 6
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model with one prompt and one picture, ready to run.
+
+    ``picture`` is what the tower saw, cut into ``side`` x ``side`` patches; ``decode`` turns the ids that ``generate`` returns
+    into the answer, None where the weights are random and text would mean nothing.
+    """
+
+    name: str
+    model: Any
+    inputs: dict[str, Tensor]
+    picture: Image.Image
+    side: int
+    decode: Callable[[Tensor], str] | None
+
+    @property
+    def visual_tokens(self) -> int:
+        """Tokens of the unpruned prompt that stand for the picture."""
+        return int((self.inputs["input_ids"] == self.model.config.image_token_id).sum())
+
+    @property
+    def text_tokens(self) -> int:
+        """The other tokens of the prompt."""
+        return self.inputs["input_ids"].numel() - self.visual_tokens
+
+
+def random_model(
+    geometry: Geometry, image: Image.Image, prompt: str, *, seed: int, dtype: torch.dtype, device: torch.device
+) -> Subject:
+    """A seeded LLaVA without a checkpoint, a tokenizer or a network."""
+    config = transformers.LlavaConfig(
+        vision_config=transformers.CLIPVisionConfig(
+            hidden_size=geometry.vision_width,
+            intermediate_size=4 * geometry.vision_width,
+            num_hidden_layers=geometry.vision_layers,
+            num_attention_heads=geometry.vision_heads,
+            image_size=geometry.image,
+            patch_size=geometry.patch,
+        ),
+        text_config=transformers.LlamaConfig(
+            hidden_size=geometry.text_width,
+            intermediate_size=11 * geometry.text_width // 4,
+            num_hidden_layers=geometry.text_layers,
+            num_attention_heads=geometry.text_heads,
+            num_key_value_heads=geometry.text_heads,
+            vocab_size=_VOCABULARY,
+            max_position_embeddings=4096,
+            bos_token_id=_BOS,
+            eos_token_id=None,  # decoding runs to its full length, so every method decodes as many tokens
+            pad_token_id=0,
+        ),
+        image_token_index=_IMAGE,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+    )
+    with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU
+        torch.manual_seed(seed)
+        model: Any = transformers.LlavaForConditionalGeneration(config)
+    model = model.to(device=device, dtype=dtype).eval()
+    model.generation_config.pad_token_id = 0
+
+    side = geometry.image // geometry.patch
+    picture = _picture.centre_square(image, geometry.image)
+    ids = [_BOS, *b"USER: ", *[_IMAGE] * side**2, *f"\n{prompt} ASSISTANT:".encode()]
+    input_ids = torch.tensor([ids], device=device)
+    inputs = {
+        "input_ids": input_ids,
+        "attention_mask": torch.ones_like(input_ids),
+        "pixel_values": _picture.normalise(picture, _MEAN, _STD).to(device=device, dtype=dtype),
+    }
+    name = (
+        f"LLaVA with random weights (seed {seed}): CLIP-L/14-336 sizes cut to {geometry.vision_layers} layers"
+        if geometry == Geometry()
+        else f"LLaVA with random weights (seed {seed}), {geometry.image} px, {geometry.vision_layers} vision layers"
+    )
+    return Subject(f"{name}, {geometry.text_layers}-layer language model", model, inputs, picture, side, None)
+
+
+def checkpoint_config(path: str, *, trust_remote_code: bool) -> Any:
+    """A checkpoint's config, read before anything large is; a model of another kind is an error."""
+    if not os.path.exists(path) and (path.startswith((".", "/", "~")) or path.count("/") > 1):
+        raise UsageError(f"argument --model: the folder {path!r} does not exist; give one, or the name of a model on the hub")
+    with _explained(path, trust_remote_code):
+        config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    if config.model_type != "llava":
+        raise UsageError(f"argument --model: {path!r} is a {config.model_type!r} model; give one of type 'llava'")
+    return config
+
+
+def checkpoint(
+    path: str, image: Image.Image, prompt: str, *, dtype: torch.dtype, device: torch.device, trust_remote_code: bool
+) -> Subject:
+    """A LLaVA from a folder or the hub, with its own processor."""
+    with _explained(path, trust_remote_code):
+        processor = transformers.AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
+        model: Any = transformers.AutoModelForImageTextToText.from_pretrained(
+            path, dtype=dtype, trust_remote_code=trust_remote_code
+        )
+    model = model.to(device).eval()
+    if model.generation_config.pad_token_id is None:
+        model.generation_config.pad_token_id = processor.tokenizer.eos_token_id
+
+    if processor.image_token in prompt:
+        raise UsageError(f"argument --prompt: {prompt!r} holds the image placeholder {processor.image_token!r}; leave it out")
+    inputs = processor(images=image, text=_chat(processor, prompt), return_tensors="pt").to(device, dtype)
+    mean, std = processor.image_processor.image_mean, processor.image_processor.image_std
+    picture = _picture.seen(inputs["pixel_values"][0], mean, std)
+    prompt_length = inputs["input_ids"].shape[1]
+
+    def decode(sequence: Tensor) -> str:
+        return processor.tokenizer.decode(sequence[prompt_length:], skip_special_tokens=True).strip()
+
+    return Subject(path, model, dict(inputs), picture, side_of(model.config), decode)
+
+
+def side_of(config: Any) -> int:
+    """Patches along one side of the picture."""
+    return config.vision_config.image_size // config.vision_config.patch_size
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the notes and bars of transformers and the hub out of the progress line."""
+    loggers = (transformers.utils.logging, huggingface_hub.utils.logging)
+    levels = [logger.get_verbosity() for logger in loggers]
+    for logger in loggers:
+        logger.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.set_verbosity(level)
+        transformers.utils.logging.enable_progress_bar()
+
+
+@contextmanager
+def _explained(path: str, trust_remote_code: bool) -> Iterator[None]:
+    """A checkpoint that cannot be loaded is an argument that does not work."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        fix = "give a folder with a LLaVA checkpoint or the name of one on the hub"
+        if "trust_remote_code" in str(error) and not trust_remote_code:
+            fix = "it brings its own code; add --trust-remote-code if you trust it"
+        raise UsageError(f"argument --model: {path!r} cannot be loaded ({first_line(error)}); {fix}") from None
+
+
+def _chat(processor: Any, prompt: str) -> str:
+    """The prompt in the checkpoint's own chat format, or in LLaVA-1.5's where it brings none."""
+    if not getattr(processor, "chat_template", None):
+        return f"USER: <image>\n{prompt} ASSISTANT:"
+    content = [{"type": "image"}, {"type": "text", "text": prompt}]
+    return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)

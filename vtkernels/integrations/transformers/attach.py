@@ -1,0 +1,56 @@
+"""Attaching to one model instance, and undoing it."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+
+class _Absent:
+    """Stands for an attribute that the instance did not have. A class, because deepcopy keeps classes as they are."""
+
+
+def named_arguments(function: Callable, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The call's arguments by name, as ``function`` would bind them."""
+    names = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    return dict(zip(names, args, strict=False)) | kwargs
+
+
+class Attachments:
+    """Hooks and wrapped attributes of one model, undone in reverse order.
+
+    Everything held here is a bound method, a ``functools.partial`` or a hook handle, so ``copy.deepcopy`` of a pruned model
+    gives a pruned model of its own.
+    """
+
+    def __init__(self) -> None:
+        self._handles: list[Any] = []
+        self._wrapped: list[tuple[Any, str, Any, Any]] = []
+
+    def hook(self, register: Callable, function: Callable, **options: Any) -> None:
+        """``register`` is a module's ``register_forward_hook`` or ``register_forward_pre_hook``."""
+        self._handles.append(register(function, **options))
+
+    def wrap(self, owner: nn.Module, name: str, replacement: Callable) -> None:
+        """Make ``owner.name(...)`` call ``replacement(original, ...)`` on this instance only."""
+        original = getattr(owner, name)
+        wrapper = functools.update_wrapper(functools.partial(replacement, original), original)
+        self._wrapped.append((owner, name, vars(owner).get(name, _Absent), wrapper))
+        vars(owner)[name] = wrapper
+
+    def undo(self) -> None:
+        """Remove the hooks and give back the attributes. Twice is harmless."""
+        while self._handles:
+            self._handles.pop().remove()
+        while self._wrapped:
+            owner, name, before, wrapper = self._wrapped.pop()
+            if vars(owner).get(name) is not wrapper:  # wrapped again by someone else, whose wrapper still calls ours
+                continue
+            if before is _Absent:
+                del vars(owner)[name]
+            else:
+                vars(owner)[name] = before
