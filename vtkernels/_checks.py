@@ -44,10 +44,29 @@ def coverage_select(similarity, weight, k, *, combine="multiply", lengths=None, 
     _lengths(op, lengths, b, ("similarity", similarity))
 
 
+def graph_propagate(features, *, threshold=0.5, temperature=0.03, iterations=5, lengths=None):
+    op = qualified("graph_propagate")
+    _tensor(op, "features", features, "B, N, D", floats=True)
+    _number(op, "threshold", threshold, "a number")
+    if not 0 < threshold <= 1:
+        raise ValueError(f"{op}: threshold must be in (0, 1], got {threshold:g}")
+    _number(op, "temperature", temperature, "a number")
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise ValueError(f"{op}: temperature must be a finite number > 0, got {temperature:g}")
+    _number(op, "iterations", iterations, "an integer")
+    if not iterations >= 0:
+        raise ValueError(f"{op}: iterations must be >= 0, got {iterations}")
+    _lengths(op, lengths, features.shape[0], ("features", features))
+
+
 def cls_attention(query, key, *, scale=None, prefix=1, reduce="mean", lengths=None):
     op = qualified("cls_attention")
     _attention(op, query, key, scale, prefix, lengths)
     _option(op, "reduce", reduce, ("mean", "sum"))
+
+
+def attention_profile(query, key, *, scale=None, prefix=1, softmax=True, lengths=None):
+    _attention(qualified("attention_profile"), query, key, scale, prefix, lengths, dims="B, H, T, d")
 
 
 def topk_select(scores, k, *, lengths=None, sort=True):
@@ -61,6 +80,91 @@ def attention_topk(query, key, k, *, scale=None, prefix=1, lengths=None, sort=Tr
     op = qualified("attention_topk")
     _attention(op, query, key, scale, prefix, lengths)
     _budget(op, k, "T - prefix", key.shape[2] - prefix)
+
+
+def row_topk(scores, rows, *, width, sort=True):
+    op = qualified("row_topk")
+    _tensor(op, "scores", scores, "B, N", floats=True)
+    n = scores.shape[1]
+    _number(op, "width", width, "an integer")
+    if not width >= 1:
+        raise ValueError(f"{op}: width must be >= 1, got {width}")
+    if n % width:
+        raise ValueError(f"{op}: N must be a multiple of width = {width}, got N = {n}")
+    _number(op, "rows", rows, "an integer")
+    if not 0 <= rows <= n // width:
+        raise ValueError(f"{op}: rows must be between 0 and N / width = {n // width}, got {rows}")
+
+
+def crop_topk(attention, features, k, *, crops=16, beta=0.09, variant="released", lengths=None, sort=True):
+    op = qualified("crop_topk")
+    _tensor(op, "attention", attention, "B, N", floats=True)
+    b, n = attention.shape
+    if features is not None:
+        _tensor(op, "features", features, "B, N, D", floats=True)
+        _tensor(op, "features", features, "B, N, D", shape=(b, n, features.shape[2]), like=("attention", attention))
+    _budget(op, k, "N", n)
+    _number(op, "crops", crops, "an integer")
+    if not crops >= 1:
+        raise ValueError(f"{op}: crops must be >= 1, got {crops}")
+    _number(op, "beta", beta, "a number")
+    if not (math.isfinite(beta) and beta >= 0):
+        raise ValueError(f"{op}: beta must be a finite number >= 0, got {beta:g}")
+    _option(op, "variant", variant, ("released", "full", "paper"))
+    if variant == "paper" and features is None:
+        raise ValueError(f"{op}: variant 'paper' needs features, got None")
+    _lengths(op, lengths, b, ("attention", attention))
+
+
+def token_clusters(features, *, threshold, lengths=None):
+    op = qualified("token_clusters")
+    _tensor(op, "features", features, "B, N, D", floats=True)
+    _number(op, "threshold", threshold, "a number")
+    if not 0 < threshold <= 1:
+        raise ValueError(f"{op}: threshold must be in (0, 1], got {threshold:g}")
+    _lengths(op, lengths, features.shape[0], ("features", features))
+
+
+def prompt_relevance(vision, text, *, text_lengths=None, reduce="max"):
+    op = qualified("prompt_relevance")
+    _tensor(op, "vision", vision, "B, N, D", floats=True)
+    _tensor(op, "text", text, "B, T, D", floats=True)
+    b, _, d = vision.shape
+    _tensor(op, "text", text, "B, T, D", shape=(b, text.shape[1], d))
+    if text.dtype != vision.dtype:
+        raise TypeError(f"{op}: text must be {_name(vision.dtype)} like vision, got {_name(text.dtype)}")
+    _tensor(op, "text", text, "B, T, D", like=("vision", vision))
+    _lengths(op, text_lengths, b, ("vision", vision), name="text_lengths")
+    _option(op, "reduce", reduce, ("max", "mean"))
+
+
+def cluster_topk(labels, relevance, k, *, pool=0.5, lengths=None, sort=True):
+    op = qualified("cluster_topk")
+    _int64(op, "labels", labels, "B, N")
+    b, n = labels.shape
+    _tensor(op, "relevance", relevance, "B, N", floats=True, shape=(b, n), like=("labels", labels))
+    _budget(op, k, "N", n)
+    _number(op, "pool", pool, "a number")
+    if not 0 <= pool <= 1:
+        raise ValueError(f"{op}: pool must be in [0, 1], got {pool:g}")
+    _lengths(op, lengths, b, ("labels", labels))
+
+
+def route_tokens(features, indices, labels=None, *, lengths=None):
+    op = qualified("route_tokens")
+    _tensor(op, "features", features, "B, N, D", floats=True)
+    b, n, _ = features.shape
+    _indices(op, indices, features, like="features")
+    if labels is not None:
+        _int64(op, "labels", labels, "B, N", shape=(b, n), like=("features", features))
+    _lengths(op, lengths, b, ("features", features))
+
+
+def merge_tokens(tokens, indices, assignment):
+    op = qualified("merge_tokens")
+    _tensor(op, "tokens", tokens, "B, N, D", floats=True)
+    _indices(op, indices, tokens)
+    _int64(op, "assignment", assignment, "B, N", shape=tokens.shape[:2], like=("tokens", tokens))
 
 
 def gather_tokens(tokens, indices):
@@ -98,8 +202,26 @@ def _compact_data(tokens, indices):
         raise ValueError(f"{op}: indices must be ascending and distinct, with -1 only at the end")
 
 
+def _route_tokens_data(features, indices, labels=None, *, lengths=None):
+    _in_range(qualified("route_tokens"), features, indices)
+
+
+def _merge_tokens_data(tokens, indices, assignment):
+    op = qualified("merge_tokens")
+    _in_range(op, tokens, indices)
+    k = indices.shape[1]
+    wrong = assignment[(assignment < -1) | (assignment >= k)]
+    if wrong.numel():
+        raise ValueError(f"{op}: assignment must be -1 or in [0, K) with K = {k}, got {wrong[0].item()}")
+
+
 # Checked on the CPU alone, where a look at the data costs no synchronisation.
-DATA = {"gather_tokens": _gather_tokens_data, "compact_": _compact_data}
+DATA = {
+    "gather_tokens": _gather_tokens_data,
+    "compact_": _compact_data,
+    "route_tokens": _route_tokens_data,
+    "merge_tokens": _merge_tokens_data,
+}
 
 
 def out(op, out, dtype, shape, like):
@@ -132,13 +254,15 @@ def _writable(op, name, x):
         raise ValueError(f"{op}: {name} must not be an expanded view, it is written in place")
 
 
-def _attention(op, query, key, scale, prefix, lengths):
-    _tensor(op, "query", query, "B, H, d", floats=True)
+def _attention(op, query, key, scale, prefix, lengths, *, dims="B, H, d"):
+    _tensor(op, "query", query, dims, floats=True)
     _tensor(op, "key", key, "B, H, T, d", floats=True)
-    b, h, d = query.shape
-    t = key.shape[2]
-    if (key.shape[0], key.shape[1], key.shape[3]) != (b, h, d):
+    b, h, *t, d = query.shape
+    t = t[0] if t else key.shape[2]
+    if tuple(key.shape) != (b, h, t, d):
         raise ValueError(f"{op}: key must have shape [B, H, T, d] = {_list((b, h, t, d))}, got {_list(key.shape)}")
+    if h < 1 or d < 1:
+        raise ValueError(f"{op}: query must have H >= 1 heads of d >= 1 channels, got H = {h}, d = {d}")
     if key.dtype != query.dtype:
         raise TypeError(f"{op}: key must be {_name(query.dtype)} like query, got {_name(key.dtype)}")
     if key.device != query.device:
@@ -165,20 +289,25 @@ def _budget(op, k, what, n):
         raise ValueError(f"{op}: k must be between 0 and {what} = {n}, got {k}")
 
 
-def _lengths(op, lengths, b, like):
+def _lengths(op, lengths, b, like, *, name="lengths"):
     if lengths is None:
         return
-    _tensor(op, "lengths", lengths, "B")
+    _tensor(op, name, lengths, "B")
     if lengths.dtype not in _INTS:
-        raise TypeError(f"{op}: lengths must be int32 or int64, got {_name(lengths.dtype)}")
-    _tensor(op, "lengths", lengths, "B", shape=(b,), like=like)
+        raise TypeError(f"{op}: {name} must be int32 or int64, got {_name(lengths.dtype)}")
+    _tensor(op, name, lengths, "B", shape=(b,), like=like)
 
 
-def _indices(op, indices, tokens):
-    _tensor(op, "indices", indices, "B, K")
-    if indices.dtype != torch.int64:
-        raise TypeError(f"{op}: indices must be int64, got {_name(indices.dtype)}")
-    _tensor(op, "indices", indices, "B, K", shape=(tokens.shape[0], indices.shape[1]), like=("tokens", tokens))
+def _int64(op, name, x, dims, *, shape=None, like=None):
+    _tensor(op, name, x, dims)
+    if x.dtype != torch.int64:
+        raise TypeError(f"{op}: {name} must be int64, got {_name(x.dtype)}")
+    _tensor(op, name, x, dims, shape=shape, like=like)
+
+
+def _indices(op, indices, tokens, *, like="tokens"):
+    _int64(op, "indices", indices, "B, K")
+    _tensor(op, "indices", indices, "B, K", shape=(tokens.shape[0], indices.shape[1]), like=(like, tokens))
 
 
 def _option(op, name, value, choices):

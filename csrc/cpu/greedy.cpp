@@ -36,9 +36,8 @@ const float* load_weights(const Array<1>& values, int64_t n, double alpha, float
   for (int64_t j = 0; j < n; ++j) {
     const float x = element_as_float(values, j);
     const float base = std::max(x, 0.0f);
-    weight[j] = !std::isfinite(x) ? std::numeric_limits<float>::quiet_NaN()
-                : alpha == 1      ? base
-                                  : std::pow(base, static_cast<float>(alpha));
+    const float w = alpha == 1 ? base : std::pow(base, static_cast<float>(alpha));
+    weight[j] = std::isfinite(x) && std::isfinite(w) ? w : std::numeric_limits<float>::quiet_NaN();
   }
   return weight;
 }

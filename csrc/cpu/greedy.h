@@ -19,7 +19,7 @@ struct GreedyScratch {
   GreedyScratch(float* scratch, int64_t items, int64_t candidates);
 };
 
-// Weights of one image: max(0, x) ** alpha, NaN for a non-finite x. Null where there are none.
+// Weights of one image: max(0, x) ** alpha, NaN where x or its power is not finite. Null where there are none.
 const float* load_weights(const Array<1>& values, int64_t n, double alpha, float* weight);
 
 // Runs the loop and writes image b's row; gains may be null.

@@ -62,6 +62,7 @@ void check_attention(const char* op, const Tensor& query, const char* query_dims
   Argument{op, "key", key}.rank("B, H, T, d", 4).floats();
   const int64_t b = query.size(0), h = query.size(1), d = query.size(rank - 1), t = rank == 4 ? query.size(2) : key.size(2);
   Argument{op, "key", key}.sizes("B, H, T, d", {b, h, t, d});
+  check(h >= 1 && d >= 1, op, ": query must have H >= 1 heads of d >= 1 channels, got H = ", h, ", d = ", d);
   check(key.scalar_type() == query.scalar_type(), op, ": key must be ", name(query.scalar_type()), " like query, got ",
         name(key.scalar_type()));
   Argument{op, "key", key}.like("query", query);
