@@ -17,6 +17,7 @@ test: build
 
 lint: build
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(shell find csrc -name '*.h' -o -name '*.cpp')
 
 bench: build
 	$(BIN)/python -m benchmarks

@@ -37,9 +37,16 @@ void attention_profile(const Array<4>& query, const Array<4>& key, const Lengths
       const Array<2> q = query.at(b).at(h), k = key.at(b).at(h);
       float* profile = sums + 2 * task * one;
       std::fill(profile, profile + 2 * one, 0.0f);
-      const ProfileHead head{lengths(b, tokens), channels,      {q.stride[0], q.stride[1]},        {k.stride[0], k.stride[1]},
-                             options.prefix,     options.scale, one,                               scratch + worker * layout.worker,
-                             profile,            profile + one};
+      const ProfileHead head{lengths(b, tokens),
+                             channels,
+                             {q.stride[0], q.stride[1]},
+                             {k.stride[0], k.stride[1]},
+                             options.prefix,
+                             options.scale,
+                             one,
+                             scratch + worker * layout.worker,
+                             profile,
+                             profile + one};
       isa().profile(q.data, k.data, q.dtype, options.softmax, head);
       return;
     }

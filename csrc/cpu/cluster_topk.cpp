@@ -33,8 +33,8 @@ struct Choice {
 
 int64_t cluster_topk_scratch(int64_t n) { return Choice::floats(n); }
 
-void cluster_topk(const Output<const int64_t>& labels, const Array<2>& relevance, const Lengths& lengths, int64_t k, double pool,
-                  bool sort, const Output<int64_t>& indices, float* scratch, const Parallel& parallel) {
+void cluster_topk(const Output<const int64_t>& labels, const Array<2>& relevance, const Lengths& lengths, int64_t k,
+                  double pool, bool sort, const Output<int64_t>& indices, float* scratch, const Parallel& parallel) {
   const int64_t most = relevance.size[1];
   parallel.for_each_image(relevance.size[0], [&](int64_t b, int64_t worker, const Parallel&) {
     const Choice choice(scratch + worker * Choice::floats(most), most);
@@ -59,7 +59,9 @@ void cluster_topk(const Output<const int64_t>& labels, const Array<2>& relevance
       choice.mean[c] = row.dtype == DType::float64 ? mean : static_cast<double>(static_cast<float>(mean));
       choice.clusters[clusters++] = static_cast<int32_t>(c);
     }
-    const auto before = [&](int32_t x, int32_t y) { return choice.mean[x] != choice.mean[y] ? choice.mean[x] > choice.mean[y] : x < y; };
+    const auto before = [&](int32_t x, int32_t y) {
+      return choice.mean[x] != choice.mean[y] ? choice.mean[x] > choice.mean[y] : x < y;
+    };
     std::sort(choice.clusters, choice.clusters + clusters, before);
 
     // Retrieve clusters until they hold enough tokens; one token each, the rest in proportion to what they have beyond that.

@@ -8,7 +8,9 @@ namespace vtkernels::cpu {
 void compact_(const Rows& tokens, int64_t images, int64_t k, int64_t channels, const Output<const int64_t>& indices,
               const Parallel& parallel) {
   // Rows depend on each other, channels do not: a task is a run of channels of one image.
-  const int64_t runs = images < parallel.threads ? std::max<int64_t>(1, std::min(parallel.threads, k * channels * tokens.element / kTaskBytes)) : 1;
+  const int64_t runs = images < parallel.threads
+                           ? std::max<int64_t>(1, std::min(parallel.threads, k * channels * tokens.element / kTaskBytes))
+                           : 1;
   const int64_t run = (channels + runs - 1) / std::max<int64_t>(runs, 1);
   parallel.for_each(images * runs, [&](int64_t task, int64_t) {
     const int64_t b = task / runs, begin = task % runs * run, end = std::min(channels, begin + run);

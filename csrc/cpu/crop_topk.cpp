@@ -37,8 +37,8 @@ struct Choice {
   int32_t *by_weight, *order;
 
   static int64_t floats(int64_t n, int64_t runs) {
-    return Carve::floats<double>(n) + Carve::floats<double>(runs) + 2 * Carve::floats<int64_t>(runs) + Carve::floats<int32_t>(runs) +
-           Carve::floats<int32_t>(n);
+    return Carve::floats<double>(n) + Carve::floats<double>(runs) + 2 * Carve::floats<int64_t>(runs) +
+           Carve::floats<int32_t>(runs) + Carve::floats<int32_t>(n);
   }
   Choice(float* scratch, int64_t n, int64_t runs) {
     Carve carve(scratch);
@@ -52,7 +52,8 @@ struct Choice {
 };
 
 // variance[i]: of a token's similarities to its run, its own zero included, over the number of the others
-void run_variance(const Array<2>& tokens, int64_t start, int64_t size, const RunLayout& layout, float* scratch, float* variance) {
+void run_variance(const Array<2>& tokens, int64_t start, int64_t size, const RunLayout& layout, float* scratch,
+                  float* variance) {
   const Isa& kernels = isa();
   float* packed = scratch;
   float* c = packed + layout.rows * layout.channels;
@@ -63,7 +64,8 @@ void run_variance(const Array<2>& tokens, int64_t start, int64_t size, const Run
   kernels.inverse_norms(run, 0, size, scale);
   for (int64_t i = 0; i < size; ++i) scale[i] = scale[i] != 0 ? 1 / (1 / scale[i] + static_cast<float>(kEps)) : 0;
   const int64_t padded = round_up(size, kernels.panel), items = round_up(size, kPad);
-  for (int64_t i = 0; i < size; i += kernels.panel) kernels.pack(run, i, scale, 0, layout.channels, packed + i * layout.channels);
+  for (int64_t i = 0; i < size; i += kernels.panel)
+    kernels.pack(run, i, scale, 0, layout.channels, packed + i * layout.channels);
   const int64_t all[] = {0, padded};
   kernels.gram_block(packed, layout.channels, all, all, false, c, layout.row_stride);
   for (int64_t i = 0; i < size; i += kernels.width) kernels.mirror(c, layout.row_stride, i, size);
@@ -78,7 +80,8 @@ void run_variance(const Array<2>& tokens, int64_t start, int64_t size, const Run
 }
 
 // Scores of the runs become their shares; rank becomes what tokens are ranked by.
-void weigh(const Array<1>& attention, const float* variance, const Runs& runs, const CropOptions& options, const Choice& choice) {
+void weigh(const Array<1>& attention, const float* variance, const Runs& runs, const CropOptions& options,
+           const Choice& choice) {
   double total = options.variant == CropVariant::paper ? 0 : kEps;
   for (int64_t c = 0; c < runs.count; ++c) {
     const int64_t start = runs.start(c), size = runs.size(c);
@@ -141,7 +144,8 @@ void redistribute(const Choice& choice, int64_t runs, int64_t k) {
   }
 }
 
-void choose(const Runs& runs, const CropOptions& options, int64_t k, const Choice& choice, int64_t b, const Output<int64_t>& indices) {
+void choose(const Runs& runs, const CropOptions& options, int64_t k, const Choice& choice, int64_t b,
+            const Output<int64_t>& indices) {
   std::iota(choice.by_weight, choice.by_weight + runs.count, 0);
   std::sort(choice.by_weight, choice.by_weight + runs.count, [&](int32_t x, int32_t y) {
     const double wx = choice.size[x] > 0 ? choice.weight[x] : -1, wy = choice.size[y] > 0 ? choice.weight[y] : -1;
@@ -184,11 +188,12 @@ void choose(const Runs& runs, const CropOptions& options, int64_t k, const Choic
 
 int64_t crop_topk_scratch(int64_t images, int64_t n, int64_t channels, int64_t crops, int64_t threads) {
   crops = std::min(crops, std::max<int64_t>(n, 1));
-  return threads * RunLayout((n + crops - 1) / crops, channels).floats() + images * (round_up(n, 16) + Choice::floats(n, crops));
+  return threads * RunLayout((n + crops - 1) / crops, channels).floats() +
+         images * (round_up(n, 16) + Choice::floats(n, crops));
 }
 
-void crop_topk(const Array<2>& attention, const Array<3>& features, const Lengths& lengths, int64_t k, const CropOptions& options,
-               const Output<int64_t>& indices, float* scratch, const Parallel& parallel) {
+void crop_topk(const Array<2>& attention, const Array<3>& features, const Lengths& lengths, int64_t k,
+               const CropOptions& options, const Output<int64_t>& indices, float* scratch, const Parallel& parallel) {
   if (k == 0) return;
   const int64_t images = attention.size[0], n = attention.size[1], count = std::min(options.crops, std::max<int64_t>(n, 1));
   const RunLayout layout((n + count - 1) / count, features.data != nullptr ? features.size[2] : 0);

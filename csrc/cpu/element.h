@@ -16,7 +16,7 @@ inline float float_from_bits(uint32_t bits) {
 
 inline float float_from_half(uint16_t half) {
   const int exponent = half >> 10 & 31, fraction = half & 1023;
-  const float magnitude = exponent == 31 ? (fraction != 0 ? NAN : INFINITY)
+  const float magnitude = exponent == 31  ? (fraction != 0 ? NAN : INFINITY)
                           : exponent == 0 ? std::ldexp(static_cast<float>(fraction), -24)
                                           : std::ldexp(static_cast<float>(fraction + 1024), exponent - 25);
   return (half & 0x8000) != 0 ? -magnitude : magnitude;

@@ -30,8 +30,8 @@ void graph_propagate(const Array<3>& features, const Lengths& lengths, const Gra
     Array<2> tokens = features.at(b);
     tokens.size[0] = n;
     const Similarity similarity(tokens, layout, memory);
-    float* mass = memory + layout.floats();          // q
-    float* sum = mass + layout.rows;                 // Z, the softmax denominators
+    float* mass = memory + layout.floats();                        // q
+    float* sum = mass + layout.rows;                               // Z, the softmax denominators
     float* shares[] = {sum + layout.rows, sum + 2 * layout.rows};  // q / Z of this iteration and of the next
     auto* count = reinterpret_cast<int32_t*>(sum + 3 * layout.rows);
     std::fill(shares[0], shares[0] + 2 * layout.rows, 0.0f);
@@ -40,26 +40,27 @@ void graph_propagate(const Array<3>& features, const Lengths& lengths, const Gra
     const int64_t weigh = similarity.phases(), mirror = weigh + 1, iterate = weigh + 2;
     const int64_t row_tasks = (n + kTaskRows - 1) / kTaskRows;
     const auto tasks = [&](int64_t phase) { return phase < weigh ? similarity.tasks(phase) : row_tasks; };
-    inner.for_each_phase(iterate + options.iterations, similarity.most_tasks(), tasks, [&](int64_t phase, int64_t task, int64_t) {
-      if (phase < weigh) return similarity.run(phase, task);
-      const int64_t begin = task * kTaskRows, end = std::min(n, begin + kTaskRows);
-      float* weights = similarity.matrix();
-      float* share = shares[(phase - iterate) % 2 != 0];
-      float* next = shares[(phase - iterate) % 2 == 0];
-      if (phase == weigh) {
-        kernels.edge_weights(weights, layout.row_stride, begin, end, similarity.scale(), threshold, temperature);
-        return;
-      }
-      if (phase == mirror) {
-        for (int64_t block = begin / kernels.width; block * kernels.width < end; ++block) similarity.mirror(block);
-        kernels.row_sums(weights, layout.row_stride, layout.items, begin, end, sum, count);
-        for (int64_t i = begin; i < end; ++i) mass[i] = similarity.scale()[i] != 0 ? 1 / similarity.scale()[i] : 0;
-        next = shares[0];
-      } else {
-        kernels.row_products(weights, layout.row_stride, layout.items, begin, end, share, mass);
-      }
-      for (int64_t i = begin; i < end; ++i) next[i] = sum[i] > 0 ? mass[i] / sum[i] : 0;
-    });
+    inner.for_each_phase(
+        iterate + options.iterations, similarity.most_tasks(), tasks, [&](int64_t phase, int64_t task, int64_t) {
+          if (phase < weigh) return similarity.run(phase, task);
+          const int64_t begin = task * kTaskRows, end = std::min(n, begin + kTaskRows);
+          float* weights = similarity.matrix();
+          float* share = shares[(phase - iterate) % 2 != 0];
+          float* next = shares[(phase - iterate) % 2 == 0];
+          if (phase == weigh) {
+            kernels.edge_weights(weights, layout.row_stride, begin, end, similarity.scale(), threshold, temperature);
+            return;
+          }
+          if (phase == mirror) {
+            for (int64_t block = begin / kernels.width; block * kernels.width < end; ++block) similarity.mirror(block);
+            kernels.row_sums(weights, layout.row_stride, layout.items, begin, end, sum, count);
+            for (int64_t i = begin; i < end; ++i) mass[i] = similarity.scale()[i] != 0 ? 1 / similarity.scale()[i] : 0;
+            next = shares[0];
+          } else {
+            kernels.row_products(weights, layout.row_stride, layout.items, begin, end, share, mass);
+          }
+          for (int64_t i = begin; i < end; ++i) next[i] = sum[i] > 0 ? mass[i] / sum[i] : 0;
+        });
     for (int64_t i = 0; i < most; ++i) {
       degree(b, i) = i < n ? count[i] : 0;
       scores(b, i) = i < n && count[i] > 0 ? mass[i] / static_cast<float>(count[i]) : 0;

@@ -42,8 +42,8 @@ const float* load_weights(const Array<1>& values, int64_t n, double alpha, float
   return weight;
 }
 
-void select_greedily(Coverage problem, const GreedyScratch& scratch, int64_t k, bool sort, int64_t b, const Output<int64_t>& indices,
-                     const Output<float>* gains) {
+void select_greedily(Coverage problem, const GreedyScratch& scratch, int64_t k, bool sort, int64_t b,
+                     const Output<int64_t>& indices, const Output<float>* gains) {
   problem.lazy = lazy;
   problem.covered = scratch.covered;
   problem.score = scratch.score;

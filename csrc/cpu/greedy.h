@@ -8,12 +8,12 @@
 namespace vtkernels::cpu {
 
 struct GreedyScratch {
-  float* covered;   // [items]
-  float* score;     // [candidates]
-  float* weight;    // [candidates]
-  float* gains;     // [k]
-  int32_t* fresh;   // [candidates]
-  int64_t* picks;   // [k]
+  float* covered;  // [items]
+  float* score;    // [candidates]
+  float* weight;   // [candidates]
+  float* gains;    // [k]
+  int32_t* fresh;  // [candidates]
+  int64_t* picks;  // [k]
 
   static int64_t floats(int64_t items, int64_t candidates);
   GreedyScratch(float* scratch, int64_t items, int64_t candidates);
@@ -23,8 +23,8 @@ struct GreedyScratch {
 const float* load_weights(const Array<1>& values, int64_t n, double alpha, float* weight);
 
 // Runs the loop and writes image b's row; gains may be null.
-void select_greedily(Coverage problem, const GreedyScratch& scratch, int64_t k, bool sort, int64_t b, const Output<int64_t>& indices,
-                     const Output<float>* gains);
+void select_greedily(Coverage problem, const GreedyScratch& scratch, int64_t k, bool sort, int64_t b,
+                     const Output<int64_t>& indices, const Output<float>* gains);
 
 // Test hook: false makes every launch evaluate all candidates in every step.
 void set_lazy(bool lazy);

@@ -46,9 +46,8 @@ void load_query(const Array<2>& query, float* padded, int64_t row_stride) {
 
 void logits(const float* query, int64_t query_stride, const Array<3>& key, float scale, int64_t begin, int64_t end, float* out,
             int64_t row_stride) {
-  with_type(key.data, key.dtype, [&](const auto* x) {
-    attention_logits(query, query_stride, x, key, scale, begin, end, out, row_stride);
-  });
+  with_type(key.data, key.dtype,
+            [&](const auto* x) { attention_logits(query, query_stride, x, key, scale, begin, end, out, row_stride); });
 }
 
 void profile(const void* query, const void* key, DType dtype, bool softmax, const ProfileHead& head) {

@@ -9,7 +9,9 @@ namespace vtkernels::cpu {
 
 constexpr int64_t kTaskBytes = 64 << 10;  // below this a second thread costs more than it saves
 
-inline int64_t rows_per_task(int64_t row_bytes) { return row_bytes < kTaskBytes ? kTaskBytes / (row_bytes > 0 ? row_bytes : 1) : 1; }
+inline int64_t rows_per_task(int64_t row_bytes) {
+  return row_bytes < kTaskBytes ? kTaskBytes / (row_bytes > 0 ? row_bytes : 1) : 1;
+}
 
 // to[b, target] = from[b, source], zeros where source is -1, channels [begin, end)
 inline void move_row(const Rows& from, const Rows& to, int64_t b, int64_t source, int64_t target, int64_t begin, int64_t end) {

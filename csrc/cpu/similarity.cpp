@@ -45,7 +45,8 @@ void Similarity::run(int64_t phase, int64_t task) const {
   } else {
     const int64_t i = task / squares_ * side_, j = task % squares_ * side_;
     const int64_t rows[] = {i, std::min(padded_, i + side_)}, columns[] = {j, std::min(padded_, j + side_)};
-    if (j <= i) kernels.gram_block(packed_, depth, rows, columns, first > 0, c_ + i * layout_.row_stride + j, layout_.row_stride);
+    if (j <= i)
+      kernels.gram_block(packed_, depth, rows, columns, first > 0, c_ + i * layout_.row_stride + j, layout_.row_stride);
   }
 }
 

@@ -61,8 +61,8 @@ int64_t token_clusters_scratch(int64_t images, int64_t n, int64_t channels, int6
   return round_up(Layout(n, channels).floats(), 16) * std::min(images, threads) + kSquare * threads;
 }
 
-void token_clusters(const Array<3>& features, const Lengths& lengths, float threshold, const Output<int64_t>& labels, float* scratch,
-                    const Parallel& parallel) {
+void token_clusters(const Array<3>& features, const Lengths& lengths, float threshold, const Output<int64_t>& labels,
+                    float* scratch, const Parallel& parallel) {
   const int64_t images = features.size[0], most = features.size[1], channels = features.size[2];
   float* squares = scratch + round_up(Layout(most, channels).floats(), 16) * std::min(images, parallel.threads);
   parallel.for_each_image(images, [&](int64_t b, int64_t worker, const Parallel& inner) {

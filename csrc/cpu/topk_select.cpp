@@ -37,8 +37,8 @@ void select(Key* keys, int64_t n, int64_t k, bool sort, int64_t b, const Output<
 
 int64_t topk_select_scratch(int64_t n) { return round_up(4 * n, 16); }  // keys of 16 bytes
 
-void topk_select(const Array<2>& scores, const Lengths& lengths, int64_t k, bool sort, const Output<int64_t>& indices, float* scratch,
-                 const Parallel& parallel) {
+void topk_select(const Array<2>& scores, const Lengths& lengths, int64_t k, bool sort, const Output<int64_t>& indices,
+                 float* scratch, const Parallel& parallel) {
   const int64_t per_worker = topk_select_scratch(scores.size[1]);
   parallel.for_each_image(scores.size[0], [&](int64_t b, int64_t worker, const Parallel&) {
     const int64_t n = lengths(b, scores.size[1]);

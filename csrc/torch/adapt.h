@@ -47,7 +47,9 @@ inline Output<const int64_t> index_rows(const Tensor& x) {
 }
 
 inline cpu::Rows rows(const Tensor& x) {
-  return {static_cast<char*>(x.mutable_data_ptr()), static_cast<int64_t>(x.element_size()), {x.stride(0), x.stride(1), x.stride(2)}};
+  return {static_cast<char*>(x.mutable_data_ptr()),
+          static_cast<int64_t>(x.element_size()),
+          {x.stride(0), x.stride(1), x.stride(2)}};
 }
 
 inline Lengths lengths(const std::optional<Tensor>& x) {

@@ -11,6 +11,8 @@ inline cpu::AttentionOptions attention_options(const Tensor& key, std::optional<
   return {static_cast<float>(scale ? *scale : 1 / std::sqrt(d)), prefix, reduce};
 }
 
-inline int64_t attention_scratch(const Tensor& key) { return cpu::cls_attention_scratch(key.size(1), key.size(2), key.size(3)); }
+inline int64_t attention_scratch(const Tensor& key) {
+  return cpu::cls_attention_scratch(key.size(1), key.size(2), key.size(3));
+}
 
 }  // namespace vtkernels::torch_ops

@@ -5,8 +5,8 @@
 namespace vtkernels::torch_ops {
 namespace {
 
-std::tuple<Tensor, Tensor> attention_profile(Tensor query, Tensor key, std::optional<double> scale, int64_t prefix, bool softmax,
-                                             std::optional<Tensor> valid) {
+std::tuple<Tensor, Tensor> attention_profile(Tensor query, Tensor key, std::optional<double> scale, int64_t prefix,
+                                             bool softmax, std::optional<Tensor> valid) {
   check_attention("attention_profile", query, "B, H, T, d", key, scale, prefix, valid);
   const int64_t b = key.size(0), h = key.size(1), t = key.size(2);
   Tensor received = empty(key, {b, t - prefix}, ScalarType::Float), given = empty(key, {b, t - prefix}, ScalarType::Float);

@@ -39,7 +39,8 @@ void check_budget(const char* op, int64_t k, const char* what, int64_t n) {
   check(0 <= k && k <= n, op, ": k must be between 0 and ", what, " = ", n, ", got ", k);
 }
 
-void check_lengths(const char* op, const std::optional<Tensor>& lengths, int64_t b, const char* other_name, const Tensor& other) {
+void check_lengths(const char* op, const std::optional<Tensor>& lengths, int64_t b, const char* other_name,
+                   const Tensor& other) {
   if (!lengths) return;
   const Argument argument{op, "lengths", *lengths};
   argument.rank("B", 1);
@@ -55,8 +56,8 @@ void check_indices(const char* op, const Tensor& indices, const Tensor& tokens) 
   argument.sizes("B, K", {tokens.size(0), indices.size(1)}).like("tokens", tokens);
 }
 
-void check_attention(const char* op, const Tensor& query, const char* query_dims, const Tensor& key, std::optional<double> scale, int64_t prefix,
-                     const std::optional<Tensor>& lengths) {
+void check_attention(const char* op, const Tensor& query, const char* query_dims, const Tensor& key,
+                     std::optional<double> scale, int64_t prefix, const std::optional<Tensor>& lengths) {
   const int64_t rank = std::string(query_dims) == "B, H, d" ? 3 : 4;
   Argument{op, "query", query}.rank(query_dims, rank).floats();
   Argument{op, "key", key}.rank("B, H, T, d", 4).floats();

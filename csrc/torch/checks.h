@@ -49,8 +49,8 @@ struct Argument {
   }
   const Argument& floats() const {
     const ScalarType t = x.scalar_type();
-    check(t == ScalarType::Float || t == ScalarType::Half || t == ScalarType::BFloat16 || t == ScalarType::Double, op, ": ", name,
-          " must be float32, float16, bfloat16 or float64, got ", vtkernels::torch_ops::name(t));
+    check(t == ScalarType::Float || t == ScalarType::Half || t == ScalarType::BFloat16 || t == ScalarType::Double, op, ": ",
+          name, " must be float32, float16, bfloat16 or float64, got ", vtkernels::torch_ops::name(t));
     return *this;
   }
   const Argument& sizes(const char* dims, std::initializer_list<int64_t> expected) const {
@@ -67,10 +67,11 @@ struct Argument {
 };
 
 void check_budget(const char* op, int64_t k, const char* what, int64_t n);
-void check_lengths(const char* op, const std::optional<Tensor>& lengths, int64_t b, const char* other_name, const Tensor& other);
+void check_lengths(const char* op, const std::optional<Tensor>& lengths, int64_t b, const char* other_name,
+                   const Tensor& other);
 void check_indices(const char* op, const Tensor& indices, const Tensor& tokens);
-void check_attention(const char* op, const Tensor& query, const char* query_dims, const Tensor& key, std::optional<double> scale, int64_t prefix,
-                     const std::optional<Tensor>& lengths);
+void check_attention(const char* op, const Tensor& query, const char* query_dims, const Tensor& key,
+                     std::optional<double> scale, int64_t prefix, const std::optional<Tensor>& lengths);
 void check_option(const char* op, const char* name, const std::string& value, const char* first, const char* second);
 void check_writable(const char* op, const char* name, const Tensor& x);
 void check_out(const char* op, const Tensor& out, ScalarType dtype, std::initializer_list<int64_t> sizes, const Tensor& like);

@@ -3,8 +3,8 @@
 namespace vtkernels::torch_ops {
 namespace {
 
-void check_arguments(const Tensor& query, const Tensor& key, std::optional<double> scale, int64_t prefix, const std::string& reduce,
-                     const std::optional<Tensor>& lengths) {
+void check_arguments(const Tensor& query, const Tensor& key, std::optional<double> scale, int64_t prefix,
+                     const std::string& reduce, const std::optional<Tensor>& lengths) {
   check_attention("cls_attention", query, "B, H, d", key, scale, prefix, lengths);
   check_option("cls_attention", "reduce", reduce, "mean", "sum");
 }

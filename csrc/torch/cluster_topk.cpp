@@ -3,7 +3,8 @@
 namespace vtkernels::torch_ops {
 namespace {
 
-void check_arguments(const Tensor& labels, const Tensor& relevance, int64_t k, double pool, const std::optional<Tensor>& lengths) {
+void check_arguments(const Tensor& labels, const Tensor& relevance, int64_t k, double pool,
+                     const std::optional<Tensor>& lengths) {
   const char* op = "cluster_topk";
   Argument{op, "labels", labels}.rank("B, N", 2);
   check(labels.scalar_type() == ScalarType::Long, op, ": labels must be int64, got ", name(labels.scalar_type()));
@@ -18,8 +19,8 @@ void run(const Tensor& labels, const Tensor& relevance, int64_t k, double pool, 
          const Tensor& out) {
   const Parallel threads = parallel();
   const Scratch scratch(relevance, cpu::cluster_topk_scratch(labels.size(1)), labels.size(0), threads);
-  cpu::cluster_topk(index_rows(labels), array<2>(relevance), lengths(valid), k, pool, sort, output<int64_t>(out), scratch.data(),
-                    threads);
+  cpu::cluster_topk(index_rows(labels), array<2>(relevance), lengths(valid), k, pool, sort, output<int64_t>(out),
+                    scratch.data(), threads);
 }
 
 Tensor cluster_topk(Tensor labels, Tensor relevance, int64_t k, double pool, std::optional<Tensor> lengths, bool sort) {
@@ -29,7 +30,8 @@ Tensor cluster_topk(Tensor labels, Tensor relevance, int64_t k, double pool, std
   return out;
 }
 
-void cluster_topk_out(Tensor labels, Tensor relevance, int64_t k, double pool, std::optional<Tensor> lengths, bool sort, Tensor out) {
+void cluster_topk_out(Tensor labels, Tensor relevance, int64_t k, double pool, std::optional<Tensor> lengths, bool sort,
+                      Tensor out) {
   check_arguments(labels, relevance, k, pool, lengths);
   check_out("cluster_topk", out, ScalarType::Long, {labels.size(0), k}, labels);
   run(labels, relevance, k, pool, lengths, sort, out);

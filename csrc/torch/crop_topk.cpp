@@ -25,7 +25,8 @@ void run(const Tensor& attention, const std::optional<Tensor>& features, int64_t
          const std::string& variant, const std::optional<Tensor>& valid, bool sort, const Tensor& out) {
   const Parallel threads = parallel();
   const int64_t channels = features ? features->size(2) : 0;
-  const Scratch scratch(attention, cpu::crop_topk_scratch(attention.size(0), attention.size(1), channels, crops, threads.threads));
+  const Scratch scratch(attention,
+                        cpu::crop_topk_scratch(attention.size(0), attention.size(1), channels, crops, threads.threads));
   const cpu::CropVariant which = variant == "paper"  ? cpu::CropVariant::paper
                                  : variant == "full" ? cpu::CropVariant::full
                                                      : cpu::CropVariant::released;

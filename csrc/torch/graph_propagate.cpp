@@ -19,8 +19,8 @@ std::tuple<Tensor, Tensor> graph_propagate(Tensor features, double threshold, do
   const Parallel threads = parallel();
   const Scratch scratch(features, cpu::graph_propagate_scratch(n), b, threads);
   const cpu::GraphOptions options{static_cast<float>(threshold), static_cast<float>(temperature), iterations};
-  cpu::graph_propagate(array<3>(features), lengths(valid), options, output<float>(scores), output<int32_t>(degree), scratch.data(),
-                       threads);
+  cpu::graph_propagate(array<3>(features), lengths(valid), options, output<float>(scores), output<int32_t>(degree),
+                       scratch.data(), threads);
   return {scores, degree};
 }
 

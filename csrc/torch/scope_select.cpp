@@ -3,8 +3,8 @@
 namespace vtkernels::torch_ops {
 namespace {
 
-void check_arguments(const Tensor& features, const std::optional<Tensor>& saliency, int64_t k, double alpha, const std::string& combine,
-                     const std::optional<Tensor>& lengths) {
+void check_arguments(const Tensor& features, const std::optional<Tensor>& saliency, int64_t k, double alpha,
+                     const std::string& combine, const std::optional<Tensor>& lengths) {
   const char* op = "scope_select";
   Argument{op, "features", features}.rank("B, N, D", 3).floats();
   const int64_t b = features.size(0), n = features.size(1);
@@ -19,8 +19,8 @@ void run(const Tensor& features, const std::optional<Tensor>& saliency, int64_t 
          const std::optional<Tensor>& valid, bool sort, const Tensor& out) {
   const Parallel threads = parallel();
   const Scratch scratch(features, cpu::scope_select_scratch(features.size(1)), features.size(0), threads);
-  cpu::scope_select(array<3>(features), array<2>(saliency), lengths(valid), k, {alpha, combine(how), sort}, output<int64_t>(out),
-                    scratch.data(), threads);
+  cpu::scope_select(array<3>(features), array<2>(saliency), lengths(valid), k, {alpha, combine(how), sort},
+                    output<int64_t>(out), scratch.data(), threads);
 }
 
 Tensor scope_select(Tensor features, std::optional<Tensor> saliency, int64_t k, double alpha, std::string combine,

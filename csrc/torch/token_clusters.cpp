@@ -12,8 +12,10 @@ void check_arguments(const Tensor& features, double threshold, const std::option
 
 void run(const Tensor& features, double threshold, const std::optional<Tensor>& valid, const Tensor& out) {
   const Parallel threads = parallel();
-  const Scratch scratch(features, cpu::token_clusters_scratch(features.size(0), features.size(1), features.size(2), threads.threads));
-  cpu::token_clusters(array<3>(features), lengths(valid), static_cast<float>(threshold), output<int64_t>(out), scratch.data(), threads);
+  const Scratch scratch(features,
+                        cpu::token_clusters_scratch(features.size(0), features.size(1), features.size(2), threads.threads));
+  cpu::token_clusters(array<3>(features), lengths(valid), static_cast<float>(threshold), output<int64_t>(out), scratch.data(),
+                      threads);
 }
 
 Tensor token_clusters(Tensor features, double threshold, std::optional<Tensor> lengths) {

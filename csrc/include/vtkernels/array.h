@@ -54,7 +54,8 @@ struct Lengths {
 
   VTKERNELS_INLINE int64_t operator()(int64_t b, int64_t n) const {
     if (data == nullptr) return n;
-    const int64_t length = is_int64 ? static_cast<const int64_t*>(data)[b * stride] : static_cast<const int32_t*>(data)[b * stride];
+    const int64_t length =
+        is_int64 ? static_cast<const int64_t*>(data)[b * stride] : static_cast<const int32_t*>(data)[b * stride];
     if (length <= offset) return 0;
     return length < n + offset ? length - offset : n;
   }

@@ -43,7 +43,8 @@ void attention_logits(const float* query, int64_t query_stride, const T* key, co
     for (int64_t h = 0; h < heads; ++h) {
       Vec lanes[kWidth] = {};
       for (int r = 0; r < count; ++r) {
-        lanes[r] = products(query + h * query_stride, key + h * shape.stride[0] + (t + r) * shape.stride[1], shape.stride[2], channels);
+        lanes[r] = products(query + h * query_stride, key + h * shape.stride[0] + (t + r) * shape.stride[1], shape.stride[2],
+                            channels);
       }
       transpose(lanes);
       for (int half = kWidth / 2; half > 0; half /= 2) {

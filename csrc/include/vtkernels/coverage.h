@@ -35,12 +35,16 @@ inline void first_gains(const float* rows, int64_t row_stride, int64_t items, in
 
 inline float rank(float score) { return score == score ? score : kRankNaN; }
 
-// Index of the first maximum; count is a multiple of kWidth
+// Index of the first maximum; count is a multiple of kLanes
 inline int64_t first_maximum(const float* x, int64_t count) {
-  Vec best = load(x);
-  for (int64_t i = kWidth; i < count; i += kWidth) best = max(best, load(x + i));
+  Vec best[kSums];
+  for (int s = 0; s < kSums; ++s) best[s] = load(x + s * kWidth);
+  for (int64_t i = kLanes; i < count; i += kLanes) {
+    for (int s = 0; s < kSums; ++s) best[s] = max(best[s], load(x + i + s * kWidth));
+  }
+  for (int s = 1; s < kSums; ++s) best[0] = max(best[0], best[s]);
   float lane[kWidth], top;
-  store(lane, best);
+  store(lane, best[0]);
   top = lane[0];
   for (int l = 1; l < kWidth; ++l) top = lane[l] > top ? lane[l] : top;
   const Vec target = splat(top);
@@ -58,7 +62,7 @@ inline float weighted(const Coverage& p, int64_t j, float gain) {
 
 // Writes k picks in the order of choice, -1 where nothing is left, and their scores (0 for a -1) where scores is not null.
 inline void greedy_coverage(const Coverage& p, int64_t k, int64_t* picks, float* scores) {
-  const int64_t padded = (p.candidates + kWidth - 1) / kWidth * kWidth;
+  const int64_t padded = round_up(p.candidates, kLanes);
   for (int64_t i = 0; i < p.items; i += kWidth) store(p.covered + i, Vec{});
   for (int64_t j = 0; j < p.candidates; ++j) {
     p.score[j] = weighted(p, j, p.score[j]);
@@ -96,8 +100,8 @@ inline void greedy_coverage(const Coverage& p, int64_t k, int64_t* picks, float*
 
 // Rows [begin, end) of candidates from a matrix of items by candidates, non-finite entries as 0, zeros behind the items.
 template <class T>
-void transpose_similarity(const T* similarity, const int64_t (&stride)[2], int64_t items, int64_t begin, int64_t end, float* rows,
-                          int64_t row_stride) {
+void transpose_similarity(const T* similarity, const int64_t (&stride)[2], int64_t items, int64_t begin, int64_t end,
+                          float* rows, int64_t row_stride) {
   for (int64_t i = 0; i < items; i += kWidth) {
     const int64_t height = items - i < kWidth ? items - i : kWidth;
     for (int64_t j = begin; j < end; j += kWidth) {

@@ -11,6 +11,7 @@ int64_t scope_select_scratch(int64_t n);
 int64_t coverage_select_scratch(int64_t items, int64_t candidates);
 int64_t cls_attention_scratch(int64_t heads, int64_t tokens, int64_t channels);
 int64_t topk_select_scratch(int64_t n);
+int64_t row_topk_scratch(int64_t grid_rows);
 int64_t graph_propagate_scratch(int64_t n);
 int64_t cluster_topk_scratch(int64_t n);
 // Floats of scratch for the whole batch.
@@ -25,8 +26,8 @@ struct ScopeOptions {
 };
 
 // features [B,N,D]; saliency [B,N] or data null
-void scope_select(const Array<3>& features, const Array<2>& saliency, const Lengths& lengths, int64_t k, const ScopeOptions& options,
-                  const Output<int64_t>& indices, float* scratch, const Parallel& parallel);
+void scope_select(const Array<3>& features, const Array<2>& saliency, const Lengths& lengths, int64_t k,
+                  const ScopeOptions& options, const Output<int64_t>& indices, float* scratch, const Parallel& parallel);
 
 // similarity [B,M,N]; weight [B,N] or data null
 void coverage_select(const Array<3>& similarity, const Array<2>& weight, const Lengths& lengths, int64_t k, Combine combine,
@@ -54,12 +55,16 @@ void attention_profile(const Array<4>& query, const Array<4>& key, const Lengths
                        const Output<float>& received, const Output<float>& given, float* scratch, const Parallel& parallel);
 
 // scores [B,N]
-void topk_select(const Array<2>& scores, const Lengths& lengths, int64_t k, bool sort, const Output<int64_t>& indices, float* scratch,
-                 const Parallel& parallel);
+void topk_select(const Array<2>& scores, const Lengths& lengths, int64_t k, bool sort, const Output<int64_t>& indices,
+                 float* scratch, const Parallel& parallel);
 
-void attention_topk(const Array<3>& query, const Array<4>& key, const Lengths& lengths, const AttentionOptions& options, int64_t k,
-                    bool sort, const Output<int64_t>& indices, const Output<float>& scores, float* scratch,
+void attention_topk(const Array<3>& query, const Array<4>& key, const Lengths& lengths, const AttentionOptions& options,
+                    int64_t k, bool sort, const Output<int64_t>& indices, const Output<float>& scores, float* scratch,
                     const Parallel& parallel);
+
+// scores [B,N], N a multiple of the width -> indices [B,rows*width]
+void row_topk(const Array<2>& scores, int64_t rows, int64_t width, bool sort, const Output<int64_t>& indices, float* scratch,
+              const Parallel& parallel);
 
 struct GraphOptions {
   float threshold;
@@ -72,8 +77,8 @@ void graph_propagate(const Array<3>& features, const Lengths& lengths, const Gra
                      const Output<int32_t>& degree, float* scratch, const Parallel& parallel);
 
 // features [B,N,D] -> labels [B,N]
-void token_clusters(const Array<3>& features, const Lengths& lengths, float threshold, const Output<int64_t>& labels, float* scratch,
-                    const Parallel& parallel);
+void token_clusters(const Array<3>& features, const Lengths& lengths, float threshold, const Output<int64_t>& labels,
+                    float* scratch, const Parallel& parallel);
 
 enum class CropVariant { released, full, paper };
 
@@ -85,22 +90,22 @@ struct CropOptions {
 };
 
 // attention [B,N], features [B,N,D] or data null
-void crop_topk(const Array<2>& attention, const Array<3>& features, const Lengths& lengths, int64_t k, const CropOptions& options,
-               const Output<int64_t>& indices, float* scratch, const Parallel& parallel);
+void crop_topk(const Array<2>& attention, const Array<3>& features, const Lengths& lengths, int64_t k,
+               const CropOptions& options, const Output<int64_t>& indices, float* scratch, const Parallel& parallel);
 
 // labels, relevance [B,N]
-void cluster_topk(const Output<const int64_t>& labels, const Array<2>& relevance, const Lengths& lengths, int64_t k, double pool,
-                  bool sort, const Output<int64_t>& indices, float* scratch, const Parallel& parallel);
+void cluster_topk(const Output<const int64_t>& labels, const Array<2>& relevance, const Lengths& lengths, int64_t k,
+                  double pool, bool sort, const Output<int64_t>& indices, float* scratch, const Parallel& parallel);
 
 struct Rows {
   char* data;
-  int64_t element;      // bytes
-  int64_t stride[3];    // in elements: image, row, channel
+  int64_t element;    // bytes
+  int64_t stride[3];  // in elements: image, row, channel
 };
 
 // to[b, s] = from[b, indices[b, s]], zeros for -1
-void gather_tokens(const Rows& from, const Rows& to, int64_t images, int64_t k, int64_t channels, const Output<const int64_t>& indices,
-                   const Parallel& parallel);
+void gather_tokens(const Rows& from, const Rows& to, int64_t images, int64_t k, int64_t channels,
+                   const Output<const int64_t>& indices, const Parallel& parallel);
 
 // the same in place; indices ascending
 void compact_(const Rows& tokens, int64_t images, int64_t k, int64_t channels, const Output<const int64_t>& indices,

@@ -51,7 +51,8 @@ void pack_panel(const T* rows, const int64_t (&stride)[2], int64_t count, const 
       for (int r = 0; r < kWidth; ++r) {
         const int64_t row = group + r;
         const bool usable = row < count && scale[row] != 0;
-        block[r] = usable ? load_some(rows + row * stride[0] + (first + d) * stride[1], stride[1], width) * splat(scale[row]) : Vec{};
+        block[r] =
+            usable ? load_some(rows + row * stride[0] + (first + d) * stride[1], stride[1], width) * splat(scale[row]) : Vec{};
       }
       transpose(block);
       for (int l = 0; l < width; ++l) store(panel + (d + l) * kPanel + group, block[l]);
@@ -81,7 +82,8 @@ void gram_tile(const float* a, const float* b, int64_t depth, bool accumulate, f
 
 // The tile of rows from i and panel of columns from j, without the vectors of columns that lie right of the diagonal
 template <int Vecs = kTileVecs>
-void gram_tile_below(int64_t i, int64_t j, const float* a, const float* b, int64_t depth, bool accumulate, float* c, int64_t row_stride) {
+void gram_tile_below(int64_t i, int64_t j, const float* a, const float* b, int64_t depth, bool accumulate, float* c,
+                     int64_t row_stride) {
   if constexpr (Vecs > 1) {
     if (i + kTileRows <= j + (Vecs - 1) * kWidth) {
       return gram_tile_below<Vecs - 1>(i, j, a, b, depth, accumulate, c, row_stride);
@@ -95,8 +97,8 @@ constexpr int64_t kPassDepth = 128;
 
 // The tiles of C[rows[0] .. rows[1])[columns[0] .. columns[1]) that touch the lower triangle, into the block whose first entry
 // is c; bounds are multiples of kPanel
-inline void gram_block(const float* panels, int64_t depth, const int64_t (&rows)[2], const int64_t (&columns)[2], bool accumulate,
-                       float* c, int64_t row_stride) {
+inline void gram_block(const float* panels, int64_t depth, const int64_t (&rows)[2], const int64_t (&columns)[2],
+                       bool accumulate, float* c, int64_t row_stride) {
   for (int64_t first = 0; first == 0 || first < depth; first += kPassDepth, accumulate = true) {
     const int64_t part = depth - first < kPassDepth ? depth - first : kPassDepth;
     for (int64_t j = columns[0]; j < columns[1]; j += kPanel) {

@@ -9,7 +9,8 @@ namespace vtkernels::VTKERNELS_ISA {
 // An edge whose weight underflows is still an edge: it keeps the smallest normal number, so that the degree counts it.
 constexpr float kSmallestEdge = 1.17549435e-38f;
 
-// Rows [begin, end) up to the end of their diagonal block. Rounding may leave the cosine of a row with itself beside 1; it is 1.
+// Rows [begin, end) up to the end of their diagonal block. Rounding may leave the cosine of a row with itself beside 1; it
+// is 1.
 inline void edge_weights(float* c, int64_t row_stride, int64_t begin, int64_t end, const float* scale, float threshold,
                          float temperature) {
   const Vec limit = splat(threshold), one = splat(1), per_temperature = splat(1 / temperature);
@@ -25,7 +26,8 @@ inline void edge_weights(float* c, int64_t row_stride, int64_t begin, int64_t en
   }
 }
 
-inline void row_sums(const float* rows, int64_t row_stride, int64_t items, int64_t begin, int64_t end, float* sum, int32_t* count) {
+inline void row_sums(const float* rows, int64_t row_stride, int64_t items, int64_t begin, int64_t end, float* sum,
+                     int32_t* count) {
   for (int64_t i = begin; i < end; ++i) {
     const float* row = rows + i * row_stride;
     Vec lanes[kSums] = {};
@@ -42,7 +44,8 @@ inline void row_sums(const float* rows, int64_t row_stride, int64_t items, int64
   }
 }
 
-inline void row_products(const float* rows, int64_t row_stride, int64_t items, int64_t begin, int64_t end, const float* x, float* out) {
+inline void row_products(const float* rows, int64_t row_stride, int64_t items, int64_t begin, int64_t end, const float* x,
+                         float* out) {
   for (int64_t i = begin; i < end; ++i) {
     const float* row = rows + i * row_stride;
     Vec lanes[kSums] = {};

@@ -18,7 +18,7 @@ struct Coverage {
   Combine combine = Combine::multiply;
   bool lazy = true;          // false evaluates every candidate in every step (tests compare the two)
   float* covered = nullptr;  // scratch [items]
-  float* score = nullptr;    // in: first gains [candidates]; room for a multiple of 16
+  float* score = nullptr;    // in: first gains [candidates]; room for a multiple of 64
   int32_t* fresh = nullptr;  // scratch [candidates]: the step in which the score was computed
 };
 
@@ -63,9 +63,11 @@ struct Isa {
   void (*edge_weights)(float* c, int64_t row_stride, int64_t begin, int64_t end, const float* scale, float threshold,
                        float temperature);
   // sum and number of the edges of rows [begin, end)
-  void (*row_sums)(const float* rows, int64_t row_stride, int64_t items, int64_t begin, int64_t end, float* sum, int32_t* count);
+  void (*row_sums)(const float* rows, int64_t row_stride, int64_t items, int64_t begin, int64_t end, float* sum,
+                   int32_t* count);
   // out[j] = row j . x for rows [begin, end)
-  void (*row_products)(const float* rows, int64_t row_stride, int64_t items, int64_t begin, int64_t end, const float* x, float* out);
+  void (*row_products)(const float* rows, int64_t row_stride, int64_t items, int64_t begin, int64_t end, const float* x,
+                       float* out);
   // bit j of row i set where entry [i][j] is at least the threshold; columns is a multiple of 8, bits starts at a byte
   void (*edge_bits)(const float* block, int64_t row_stride, int64_t rows, int64_t columns, float threshold, uint8_t* bits,
                     int64_t bits_stride);

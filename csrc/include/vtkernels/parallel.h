@@ -15,7 +15,8 @@ struct Parallel {
   // f(task, worker) for every task; a worker takes the next task when it is free, so that a slow thread delays nobody.
   template <class F>
   void for_each(int64_t tasks, const F& f) const {
-    for_each_phase(1, tasks, [tasks](int64_t) { return tasks; }, [&](int64_t, int64_t task, int64_t worker) { f(task, worker); });
+    for_each_phase(
+        1, tasks, [tasks](int64_t) { return tasks; }, [&](int64_t, int64_t task, int64_t worker) { f(task, worker); });
   }
 
   // f(phase, task, worker) for every task of every phase; a phase begins when all tasks of the one before are done. Done, not

@@ -28,7 +28,8 @@ void softmax_profile(const T* query, const T* key, const ProfileHead& p) {
     }
     for (int64_t i = 0; i < rows; ++i) {
       float* row = block + i * stride;
-      for (int64_t j = 0; j < padded; j += kWidth) store(row + j, finite_or(load(row + j) * splat(p.scale), splat(kMinusInfinity)));
+      for (int64_t j = 0; j < padded; j += kWidth)
+        store(row + j, finite_or(load(row + j) * splat(p.scale), splat(kMinusInfinity)));
       const float sum = exponentials(row, tokens, padded);
       if (sum == 0) continue;
       for (int64_t j = 0; j < p.prefix; ++j) row[j] = 0;
@@ -62,7 +63,8 @@ void sum_of_rows(const T* rows, const int64_t (&stride)[2], const ProfileHead& p
     unusable[t] = norm - norm == 0 ? 0 : __builtin_nanf("");
     if (unusable[t] != 0 || t < p.prefix) continue;
     for (int64_t d = 0; d < p.channels; d += kWidth) {
-      store(total + d, load(total + d) + load_some(row + d * stride[1], stride[1], p.channels - d < kWidth ? p.channels - d : kWidth));
+      store(total + d,
+            load(total + d) + load_some(row + d * stride[1], stride[1], p.channels - d < kWidth ? p.channels - d : kWidth));
     }
   }
 }

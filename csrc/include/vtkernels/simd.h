@@ -38,13 +38,22 @@ inline void interleave(Vec a, Vec b, Vec& low, Vec& high) {
 }
 inline Vec load_float16(const uint16_t* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
 inline Vec load_bfloat16(const uint16_t* p) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16));
+  return _mm512_castsi512_ps(
+      _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16));
 }
 // 2**n for integer-valued n in [-126, 127]
 inline Vec exp2_integer(Vec n) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23));
 }
 inline Vec round_to_integer(Vec x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+// the upper half of the lanes added to the lower, until one is left
+inline float fold_lanes(Vec x) {
+  const __m256 eight =
+      _mm256_add_ps(_mm512_castps512_ps256(x), _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(x), 1)));
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
+}
 
 #elif defined(__AVX2__)
 constexpr int kWidth = 8;
@@ -70,12 +79,18 @@ inline void interleave(Vec a, Vec b, Vec& low, Vec& high) {
 }
 inline Vec load_float16(const uint16_t* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
 inline Vec load_bfloat16(const uint16_t* p) {
-  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))), 16));
+  return _mm256_castsi256_ps(
+      _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))), 16));
 }
 inline Vec exp2_integer(Vec n) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
 }
 inline Vec round_to_integer(Vec x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+inline float fold_lanes(Vec x) {
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
+}
 
 #else  // any other machine: the compiler's own four-lane vectors
 constexpr int kWidth = 4;
@@ -116,8 +131,8 @@ inline Vec load_float16(const uint16_t* p) {
   return Vec{float_from_half(p[0]), float_from_half(p[1]), float_from_half(p[2]), float_from_half(p[3])};
 }
 inline Vec load_bfloat16(const uint16_t* p) {
-  return Vec{float_from_bits(uint32_t{p[0]} << 16), float_from_bits(uint32_t{p[1]} << 16), float_from_bits(uint32_t{p[2]} << 16),
-             float_from_bits(uint32_t{p[3]} << 16)};
+  return Vec{float_from_bits(uint32_t{p[0]} << 16), float_from_bits(uint32_t{p[1]} << 16),
+             float_from_bits(uint32_t{p[2]} << 16), float_from_bits(uint32_t{p[3]} << 16)};
 }
 inline Vec exp2_integer(Vec n) {
   Vec r;
@@ -125,6 +140,7 @@ inline Vec exp2_integer(Vec n) {
   return r;
 }
 inline Vec round_to_integer(Vec x) { return (x + splat(12582912.0f)) - splat(12582912.0f); }
+inline float fold_lanes(Vec x) { return (x[0] + x[2]) + (x[1] + x[3]); }
 #endif
 
 // ---------------------------------------------------------------------------------- for every instruction set
@@ -140,14 +156,7 @@ inline Vec fold_vectors(Vec (&sum)[kSums]) {
   return sum[0];
 }
 
-inline float fold(Vec (&sum)[kSums]) {
-  float lane[kWidth];
-  store(lane, fold_vectors(sum));
-  for (int half = kWidth / 2; half > 0; half /= 2) {
-    for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
-  }
-  return lane[0];
-}
+inline float fold(Vec (&sum)[kSums]) { return fold_lanes(fold_vectors(sum)); }
 
 // rows[i][j] becomes rows[j][i]: a perfect shuffle repeated log2(kWidth) times.
 inline void transpose(Vec (&rows)[kWidth]) {
