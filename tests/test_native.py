@@ -156,6 +156,18 @@ def test_strides_give_the_same_bits_at_every_level(level, op, layout):
     assert_same(run(op, arguments), want)
 
 
+@pytest.mark.skipif(not {"avx2", "avx512"} <= set(LEVELS), reason="this machine has no second level with fused multiply-add")
+@pytest.mark.parametrize("op", NATIVE)
+def test_levels_with_fused_multiply_add_give_the_same_bits(op, request):
+    answers = []
+    for name in ("avx2", "avx512"):
+        before = HOST.simd_level()
+        request.addfinalizer(lambda before=before: HOST.set_simd_level(before))
+        HOST.set_simd_level(name)
+        answers.append(run(op, example(op, n=151, lengths=True)))
+    assert_same(*answers)
+
+
 # ------------------------------------------------------------------------------------------------ lazy greedy is exact
 
 

@@ -58,9 +58,7 @@ void run_variance(const Array<2>& tokens, int64_t start, int64_t size, const Run
   float* packed = scratch;
   float* c = packed + layout.rows * layout.channels;
   float* scale = c + layout.rows * layout.row_stride;
-  Array<2> run = tokens;
-  run.data = static_cast<const char*>(tokens.data) + start * tokens.stride[0] * element_size(tokens.dtype);
-  run.size[0] = size;
+  const Array<2> run = rows_of(tokens, start, size);
   kernels.inverse_norms(run, 0, size, scale);
   for (int64_t i = 0; i < size; ++i) scale[i] = scale[i] != 0 ? 1 / (1 / scale[i] + static_cast<float>(kEps)) : 0;
   const int64_t padded = round_up(size, kernels.panel), items = round_up(size, kPad);

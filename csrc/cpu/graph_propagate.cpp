@@ -27,8 +27,7 @@ void graph_propagate(const Array<3>& features, const Lengths& lengths, const Gra
     const int64_t most = features.size[1], n = lengths(b, most);
     const SimilarityLayout layout(n);
     float* memory = scratch + worker * per_worker;
-    Array<2> tokens = features.at(b);
-    tokens.size[0] = n;
+    const Array<2> tokens = rows_of(features.at(b), 0, n);
     const Similarity similarity(tokens, layout, memory);
     float* mass = memory + layout.floats();                        // q
     float* sum = mass + layout.rows;                               // Z, the softmax denominators

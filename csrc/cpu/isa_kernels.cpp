@@ -36,6 +36,22 @@ void transpose_items(const Array<2>& similarity, int64_t begin, int64_t end, flo
   });
 }
 
+void add_channels(const Array<1>& row, int64_t begin, int64_t count, double* sum) {
+  if (row.dtype == DType::float64) {
+    const auto* x = static_cast<const double*>(row.data) + begin * row.stride[0];
+    for (int64_t d = 0; d < count; ++d) sum[d] += x[d * row.stride[0]];
+    return;
+  }
+  with_type(row.data, row.dtype, [&](const auto* x) {
+    for (int64_t d = 0; d < count; d += kWidth) {
+      const int64_t width = count - d < kWidth ? count - d : kWidth;
+      float lane[kWidth];
+      store(lane, load_some(x + (begin + d) * row.stride[0], row.stride[0], width));
+      for (int64_t l = 0; l < width; ++l) sum[d + l] += static_cast<double>(lane[l]);
+    }
+  });
+}
+
 void load_query(const Array<2>& query, float* padded, int64_t row_stride) {
   with_type(query.data, query.dtype, [&](const auto* x) {
     for (int64_t h = 0; h < query.size[0]; ++h) {
@@ -70,6 +86,8 @@ const Isa table{
     inverse_norms,
     pack,
     gram_block,
+    add_channels,
+    product_block,
     mirror_rows,
     row_moments,
     first_gains,

@@ -16,8 +16,7 @@ void scope_select(const Array<3>& features, const Array<2>& saliency, const Leng
     const SimilarityLayout layout(n);
     float* memory = scratch + worker * per_worker;
     const GreedyScratch greedy(memory + layout.floats(), most, most);
-    Array<2> tokens = features.at(b);
-    tokens.size[0] = n;
+    const Array<2> tokens = rows_of(features.at(b), 0, n);
     const Similarity similarity(tokens, layout, memory);
 
     if (k > 0) {

@@ -71,8 +71,7 @@ void token_clusters(const Array<3>& features, const Lengths& lengths, float thre
     const int64_t n = lengths(b, most), panel = kernels.panel, panels = (n + panel - 1) / panel, padded = panels * panel;
     const int64_t side = square_side(n), tasks = (padded + side - 1) / side;
     const Layout layout(n, channels);
-    Array<2> tokens = features.at(b);
-    tokens.size[0] = n;
+    const Array<2> tokens = rows_of(features.at(b), 0, n);
     float* packed = scratch + round_up(Layout(most, channels).floats(), 16) * worker;
     float* scale = packed + layout.packed;
     auto* edges = reinterpret_cast<uint64_t*>(scale + layout.rows);

@@ -39,21 +39,39 @@ void check_budget(const char* op, int64_t k, const char* what, int64_t n) {
   check(0 <= k && k <= n, op, ": k must be between 0 and ", what, " = ", n, ", got ", k);
 }
 
-void check_lengths(const char* op, const std::optional<Tensor>& lengths, int64_t b, const char* other_name,
-                   const Tensor& other) {
+void check_lengths(const char* op, const std::optional<Tensor>& lengths, int64_t b, const char* other_name, const Tensor& other,
+                   const char* what) {
   if (!lengths) return;
-  const Argument argument{op, "lengths", *lengths};
+  const Argument argument{op, what, *lengths};
   argument.rank("B", 1);
   const ScalarType t = lengths->scalar_type();
-  check(t == ScalarType::Int || t == ScalarType::Long, op, ": lengths must be int32 or int64, got ", name(t));
+  check(t == ScalarType::Int || t == ScalarType::Long, op, ": ", what, " must be int32 or int64, got ", name(t));
   argument.sizes("B", {b}).like(other_name, other);
 }
 
-void check_indices(const char* op, const Tensor& indices, const Tensor& tokens) {
+void check_indices(const char* op, const Tensor& indices, const Tensor& tokens, const char* tokens_name) {
   const Argument argument{op, "indices", indices};
   argument.rank("B, K", 2);
   check(indices.scalar_type() == ScalarType::Long, op, ": indices must be int64, got ", name(indices.scalar_type()));
-  argument.sizes("B, K", {tokens.size(0), indices.size(1)}).like("tokens", tokens);
+  argument.sizes("B, K", {tokens.size(0), indices.size(1)}).like(tokens_name, tokens);
+}
+
+void check_in_range(const char* op, const Tensor& indices, int64_t n) {
+  const auto* data = static_cast<const int64_t*>(indices.const_data_ptr());
+  for (int64_t b = 0; b < indices.size(0); ++b) {
+    for (int64_t s = 0; s < indices.size(1); ++s) {
+      const int64_t at = data[b * indices.stride(0) + s * indices.stride(1)];
+      check(-1 <= at && at < n, op, ": indices must be -1 or in [0, N) with N = ", n, ", got ", at);
+    }
+  }
+}
+
+void check_int64(const char* op, const char* what, const Tensor& x, int64_t b, int64_t n, const char* other_name,
+                 const Tensor& other) {
+  const Argument argument{op, what, x};
+  argument.rank("B, N", 2);
+  check(x.scalar_type() == ScalarType::Long, op, ": ", what, " must be int64, got ", name(x.scalar_type()));
+  argument.sizes("B, N", {b, n}).like(other_name, other);
 }
 
 void check_attention(const char* op, const Tensor& query, const char* query_dims, const Tensor& key,

@@ -10,12 +10,12 @@ void compact_(Tensor tokens, Tensor indices) {
   const int64_t b = tokens.size(0), n = tokens.size(1), k = indices.size(1);
   check(k <= n, op, ": indices must have at most N = ", n, " columns, got ", k);
   check_writable(op, "tokens", tokens);
+  check_in_range(op, indices, n);
   const auto index = index_rows(indices);
   for (int64_t i = 0; i < b; ++i) {
     int64_t previous = -1;
     for (int64_t s = 0; s < k; ++s) {
       const int64_t at = index(i, s);
-      check(-1 <= at && at < n, op, ": indices must be -1 or in [0, N) with N = ", n, ", got ", at);
       check(at == -1 || (previous < at && (s == 0 || index(i, s - 1) != -1)), op,
             ": indices must be ascending and distinct, with -1 only at the end");
       previous = at == -1 ? n : at;

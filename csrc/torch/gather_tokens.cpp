@@ -8,14 +8,9 @@ Tensor gather_tokens(Tensor tokens, Tensor indices) {
   Argument{op, "tokens", tokens}.rank("B, N, D", 3).floats();
   check_indices(op, indices, tokens);
   const int64_t b = tokens.size(0), n = tokens.size(1), k = indices.size(1), channels = tokens.size(2);
-  const auto index = index_rows(indices);
-  for (int64_t i = 0; i < b; ++i) {
-    for (int64_t s = 0; s < k; ++s) {
-      check(-1 <= index(i, s) && index(i, s) < n, op, ": indices must be -1 or in [0, N) with N = ", n, ", got ", index(i, s));
-    }
-  }
+  check_in_range(op, indices, n);
   Tensor out = empty(tokens, {b, k, channels}, tokens.scalar_type());
-  cpu::gather_tokens(rows(tokens), rows(out), b, k, channels, index, parallel());
+  cpu::gather_tokens(rows(tokens), rows(out), b, k, channels, index_rows(indices), parallel());
   return out;
 }
 

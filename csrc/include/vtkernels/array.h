@@ -33,6 +33,14 @@ struct Array {
   }
 };
 
+// Rows [begin, begin + count) of a matrix.
+VTKERNELS_INLINE Array<2> rows_of(const Array<2>& matrix, int64_t begin, int64_t count) {
+  return {static_cast<const char*>(matrix.data) + begin * matrix.stride[0] * element_size(matrix.dtype),
+          matrix.dtype,
+          {count, matrix.size[1]},
+          {matrix.stride[0], matrix.stride[1]}};
+}
+
 // A destination of 64-bit indices or float32 scores, one row per image.
 template <class T>
 struct Output {

@@ -15,6 +15,9 @@ int64_t row_topk_scratch(int64_t grid_rows);
 int64_t graph_propagate_scratch(int64_t n);
 int64_t cluster_topk_scratch(int64_t n);
 // Floats of scratch for the whole batch.
+int64_t prompt_relevance_scratch(int64_t images, int64_t words, int64_t channels, int64_t threads);
+int64_t route_tokens_scratch(int64_t images, int64_t k, int64_t channels, int64_t threads);
+int64_t merge_tokens_scratch(int64_t images, int64_t n, int64_t k, int64_t threads);
 int64_t crop_topk_scratch(int64_t images, int64_t n, int64_t channels, int64_t crops, int64_t threads);
 int64_t attention_profile_scratch(int64_t images, int64_t heads, int64_t tokens, int64_t channels, int64_t threads);
 int64_t token_clusters_scratch(int64_t images, int64_t n, int64_t channels, int64_t threads);
@@ -96,6 +99,21 @@ void crop_topk(const Array<2>& attention, const Array<3>& features, const Length
 // labels, relevance [B,N]
 void cluster_topk(const Output<const int64_t>& labels, const Array<2>& relevance, const Lengths& lengths, int64_t k,
                   double pool, bool sort, const Output<int64_t>& indices, float* scratch, const Parallel& parallel);
+
+enum class Relevance { max, mean };
+
+// vision [B,N,D], text [B,T,D] -> relevance [B,N]
+void prompt_relevance(const Array<3>& vision, const Array<3>& text, const Lengths& lengths, Relevance reduce,
+                      const Output<float>& relevance, float* scratch, const Parallel& parallel);
+
+// features [B,N,D], indices [B,k], labels [B,N] or data null -> slots [B,N]
+void route_tokens(const Array<3>& features, const Output<const int64_t>& indices, int64_t k,
+                  const Output<const int64_t>& labels, const Lengths& lengths, const Output<int64_t>& slots, float* scratch,
+                  const Parallel& parallel);
+
+// tokens [B,N,D], indices [B,k], assignment [B,N] -> merged [B,k,D], contiguous, float64 where the tokens are, else float32
+void merge_tokens(const Array<3>& tokens, const Output<const int64_t>& indices, int64_t k,
+                  const Output<const int64_t>& assignment, void* merged, float* scratch, const Parallel& parallel);
 
 struct Rows {
   char* data;

@@ -111,6 +111,21 @@ inline void gram_block(const float* panels, int64_t depth, const int64_t (&rows)
   }
 }
 
+// c[r][j] = packed row r of one panel . packed row j of several, for r in [0, rows) rounded up to a tile, j in [0, columns)
+// rounded up to a panel
+inline void product_block(const float* panel, const float* panels, int64_t depth, int64_t rows, int64_t columns, float* c,
+                          int64_t row_stride) {
+  for (int64_t first = 0; first == 0 || first < depth; first += kPassDepth) {
+    const int64_t part = depth - first < kPassDepth ? depth - first : kPassDepth;
+    for (int64_t j = 0; j < columns; j += kPanel) {
+      for (int64_t i = 0; i < rows; i += kTileRows) {
+        gram_tile<kTileVecs>(panel + first * kPanel + i, panels + j * depth + first * kPanel, part, first > 0,
+                             c + i * row_stride + j, row_stride);
+      }
+    }
+  }
+}
+
 // Rows [begin, begin + kWidth): the part right of the diagonal block from the lower triangle, zeros behind column n
 inline void mirror_rows(float* c, int64_t row_stride, int64_t begin, int64_t n) {
   for (int64_t j = begin + kWidth; j < n; j += kWidth) {

@@ -49,6 +49,11 @@ struct Isa {
   // that block
   void (*gram_block)(const float* panels, int64_t depth, const int64_t (&rows)[2], const int64_t (&columns)[2], bool accumulate,
                      float* c, int64_t row_stride);
+  // sum[d] += row[begin + d]
+  void (*add_channels)(const Array<1>& row, int64_t begin, int64_t count, double* sum);
+  // products of the rows of one packed panel with those of several
+  void (*product_block)(const float* panel, const float* panels, int64_t depth, int64_t rows, int64_t columns, float* c,
+                        int64_t row_stride);
   // finish rows [begin, begin + width) of a symmetric C of n rows; zeros behind column n
   void (*mirror)(float* c, int64_t row_stride, int64_t begin, int64_t n);
   // sum and sum of squares of a row of items, a multiple of 64

@@ -21,11 +21,7 @@ void softmax_profile(const T* query, const T* key, const ProfileHead& p) {
   for (int64_t first = p.prefix; first < tokens; first += kPanel) {
     const int64_t rows = tokens - first < kPanel ? tokens - first : kPanel;
     pack_panel(query + first * p.query_stride[0], p.query_stride, rows, ones, 0, channels, queries);
-    for (int64_t j = 0; j < tokens; j += kPanel) {
-      for (int64_t i = 0; i < rows; i += kTileRows) {
-        gram_tile<kTileVecs>(queries + i, keys + j * channels, channels, false, block + i * stride + j, stride);
-      }
-    }
+    product_block(queries, keys, channels, rows, tokens, block, stride);
     for (int64_t i = 0; i < rows; ++i) {
       float* row = block + i * stride;
       for (int64_t j = 0; j < padded; j += kWidth)
