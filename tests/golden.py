@@ -1,7 +1,7 @@
 """Results of published code (float32 on a CPU) on inputs rebuilt from stored recipes.
 
 SCOPE: kinredon/SCOPE @ 6bf7306. G-Prune: jytmelon/G-Prune @ 762c637. FoPru, whose authors published no code: the nearest,
-dongxianzhe/hydrainfer @ d4d5f4f.
+dongxianzhe/hydrainfer @ d4d5f4f. HoloV: obananas/HoloV @ 1d2e65e.
 
 All randomness is ``numpy.random.default_rng(seed)``; the order of the draws is part of a recipe and must not change. Rebuilt
 features are checked by hash.
@@ -21,6 +21,7 @@ from torch import Tensor
 FOLDER = Path(__file__).parent / "data"
 GPRUNE_CASES = sorted(path.stem for path in FOLDER.glob("gprune_*.npz"))
 FOPRU_CASES = sorted(path.stem for path in FOLDER.glob("fopru_*.npz"))
+HOLOV_CASES = sorted(path.stem for path in FOLDER.glob("holov_*.npz"))
 SCOPE_CASES = sorted(path.stem for path in FOLDER.glob("scope_*.npz") if path.stem != "scope_edges")
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 COMBINE = {"multi": "multiply", "add": "add"}
@@ -215,4 +216,57 @@ def fopru_case(name: str) -> FoPruCase:
         given=given,
         significance=torch.where(won[:, None], received, given),
         strict=((stored["gap_relative"] > 1e-6) & (stored["gap_variance_rel"] > 1e-3)).tolist(),
+    )
+
+
+@dataclass(frozen=True)
+class HoloVCase:
+    features: Tensor  # [B, N, D] in the dtype of the published run
+    attention: Tensor  # [B, N] float32
+    k: int
+    crops: int
+    picks: Tensor  # [B, k], published order; -1 where the published code gives a zero row
+    strict: list[bool]  # rows that no float32 evaluation may decide otherwise
+    needs_features: list[bool]  # rows that attention alone decides differently
+
+
+def holov_features(random: np.random.Generator, kind: str, B: int, N: int, D: int) -> np.ndarray:
+    def normal(*shape: int) -> np.ndarray:
+        return random.standard_normal(shape, dtype=np.float32)
+
+    if kind == "clustered":
+        x = np.empty((B, N, D), np.float32)
+        for b in range(B):
+            centre, label = normal(12, D), random.integers(0, 12, N)
+            x[b] = centre[label] + np.float32(0.3) * normal(N, D)
+        return x
+    if kind == "shared_mean":
+        return np.float32(2) * normal(B, 1, D) + normal(B, N, D)
+    x = normal(B, N, D)
+    if kind == "ortho_half":  # orthogonal inside any run of D tokens
+        token = np.arange(N // 2)
+        x[:, : N // 2] = 0
+        x[:, token, token % D] = 1 + (token // D).astype(np.float32) * 0.5
+    return x
+
+
+def holov_case(name: str) -> HoloVCase:
+    with np.load(FOLDER / f"{name}.npz") as file:
+        stored = {key: file[key] for key in file.files}
+    random = np.random.default_rng(int(stored["seed"]))
+    features = holov_features(random, str(stored["feature_kind"]), *(int(stored[size]) for size in "BND"))
+    for array, told in ((features, "sha256_features_f32"), (stored["attention"], "sha256_attention")):
+        found = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+        assert found == str(stored[told]), f"{name}: {told} is another one"
+    strict = (stored["gap_floor"] > 1e-4) & (stored["gap_remainder"] > 1e-6) & (stored["gap_token"] > 1e-9)
+    return HoloVCase(
+        torch.from_numpy(features).to(
+            {"f16": torch.float16, "bf16": torch.bfloat16}.get(str(stored["feature_dtype"]), torch.float32)
+        ),
+        torch.from_numpy(stored["attention"]),
+        k=int(stored["K"]),
+        crops=int(stored["num_crops"]),
+        picks=torch.from_numpy(stored["positions"]).long(),
+        strict=strict.tolist(),
+        needs_features=(~stored["attention_only_same_set"].astype(bool)).tolist(),
     )

@@ -21,11 +21,12 @@ Image = pytest.importorskip("PIL.Image")
 from vtkernels.cli import _report  # noqa: E402
 from vtkernels.cli._model import Geometry  # noqa: E402
 from vtkernels.cli._stages import Sample  # noqa: E402
+from vtkernels.cli.demo import _columns, _runs_on  # noqa: E402
 
 TINY = Geometry(
     image=56, patch=14, vision_width=32, vision_heads=4, vision_layers=2, text_width=32, text_heads=4, text_layers=1
 )
-METHODS = ("Scope", "TopAttention", "Random", "Uniform")
+METHODS = ("Scope", "FoPru", "GPrune", "HoloV", "PAR", "TopAttention", "Random", "Uniform")
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ class TestDemo:
         assert list(table) == ["unpruned", *METHODS]
         assert table["unpruned"][0] == "16"
         assert all(table[name][0] == "5" for name in METHODS)
-        assert "weights are random" in out
+        assert "weights are random" in " ".join(out.split())
         assert "warming up" in err
         assert Image.open(path).width > 1000
 
@@ -71,6 +72,50 @@ class TestDemo:
         assert "-" in rows(out)["Uniform"]
         assert "a decoded token took" not in out
 
+    def test_merging_after_the_projector_is_selection(self, monkeypatch, demo):
+        import time
+
+        from vtkernels import ops
+
+        merge = ops.merge_tokens
+        monkeypatch.setattr(ops, "merge_tokens", lambda *given: (time.sleep(0.3), merge(*given))[1])
+        _, out, _, _ = demo("--keep", "4", "--method", "par")
+        assert float(rows(out)["PAR"][2]) >= 300
+
+    def test_par_reads_the_bytes_of_the_prompt(self, monkeypatch, demo):
+        from vtkernels import methods
+
+        seen, select = [], methods.PAR.select
+
+        def spy(method, context, k):
+            seen.append(context)
+            return select(method, context, k)
+
+        monkeypatch.setattr(methods.PAR, "select", spy)
+        assert demo("--keep", "4", "--method", "par", "--prompt", "Wo ist die Tür?")[0] == 0
+        text = bytes(seen[0].prompt_ids[0, : seen[0].prompt_lengths[0]].tolist()).decode()
+        assert text == "USER: \nWo ist die Tür? ASSISTANT:"
+        assert seen[0].prompt.shape[1] == len(text.encode())
+
+    def test_the_saliency_panel_names_what_it_shows(self, monkeypatch, demo):
+        from vtkernels import viz
+
+        drawn, figure = [], viz.figure
+        monkeypatch.setattr(viz, "figure", lambda panels, **given: (drawn.append(panels), figure(panels, **given))[1])
+        for given, title in (("gprune", "Mass after propagation"), ("par", "Relevance to the prompt"), ("uniform", "Uniform")):
+            assert demo("--keep", "4", "--method", given)[0] == 0
+            assert drawn[-1][1].title == title
+
+    def test_backends_of_the_ops_are_named(self, demo):
+        with vt.backend("reference"):
+            assert "backend of the ops: reference" in " ".join(demo("--keep", "4", "--method", "scope")[1].split())
+        places = {"scope_select": "native", "cls_attention": "native", "route_tokens": "reference"}
+        assert _runs_on(places) == "native; reference for route_tokens"
+
+    @pytest.mark.parametrize(("panels", "columns"), [(1, 1), (3, 3), (4, 4), (5, 5), (6, 3), (7, 4), (8, 4), (9, 3), (10, 5)])
+    def test_columns_leave_few_gaps(self, panels, columns):
+        assert _columns(panels) == columns
+
     def test_threads_are_put_back(self, demo):
         before = torch.get_num_threads()
         assert demo("--keep", "4", "--method", "uniform", "--threads", str(before + 1))[0] == 0
@@ -81,16 +126,18 @@ class TestDemo:
         assert code == 0, err
         assert "bfloat16" in out
 
-    def test_the_selection_column_is_the_methods_time(self, monkeypatch, demo):
-        """A slow method shows up under selection, not under vision or prefill."""
+    @pytest.mark.parametrize("name", ["Uniform", "GPrune"])
+    def test_the_selection_column_is_the_methods_time(self, monkeypatch, demo, name):
+        """A slow method shows up under selection, not under vision or prefill, before the projector or after it."""
         import time
 
         from vtkernels import methods
 
-        select = methods.Uniform.select
-        monkeypatch.setattr(methods.Uniform, "select", lambda *given: (time.sleep(0.3), select(*given))[1])
-        _, out, _, _ = demo("--keep", "4", "--method", "uniform")
-        vision, selection, prefill, first = (float(cell) for cell in rows(out)["Uniform"][1:5])
+        method = getattr(methods, name)
+        select = method.select
+        monkeypatch.setattr(method, "select", lambda *given: (time.sleep(0.3), select(*given))[1])
+        _, out, _, _ = demo("--keep", "4", "--method", name)
+        vision, selection, prefill, first = (float(cell) for cell in rows(out)[name][1:5])
         assert 300 <= selection <= first
         assert max(vision, prefill) < 300
 
@@ -143,7 +190,7 @@ class TestCheckpoint:
         code, out, err, path = demo("--model", checkpoint, "--keep", "5", "--prompt", "a cup")
         assert code == 0, err
         assert rows(out)["Scope"][0] == "5"
-        assert "weights are random" not in out
+        assert "weights are random" not in " ".join(out.split())
         assert all(f"\n{name}: " in out for name in ("unpruned", *METHODS))
         assert os.path.getsize(path) > 10_000
 
@@ -257,16 +304,20 @@ class TestInfo:
             "assert main(['info']) == 0\n"
             "assert main(['info', '--json']) == 0\n"
             "assert main(['demo']) == 2\n"
+            "assert main(['flops']) == 0\n"
+            "assert main(['flops', '--config', 'config.json']) == 2\n"
+            "assert main(['flops', '--plot', 'cost.png']) == 2\n"
         )
         done = _python("-c", code, VTKERNELS_NATIVE="0")
         assert done.returncode == 0, done.stderr
         assert "switched off by VTKERNELS_NATIVE=0" in done.stdout
-        assert 'pip install "vtkernels[demo]"' in done.stderr
+        for extra in ("demo", "hf", "viz"):
+            assert f'pip install "vtkernels[{extra}]"' in done.stderr
         assert "Traceback" not in done.stderr
 
 
 class TestHelp:
-    @pytest.mark.parametrize("arguments", [["--help"], ["demo", "--help"], ["info", "--help"]])
+    @pytest.mark.parametrize("arguments", [["--help"], ["demo", "--help"], ["flops", "--help"], ["info", "--help"]])
     def test_has_examples(self, capsys, arguments):
         assert main(arguments) == 0
         assert "examples:\n  vtkernels" in capsys.readouterr().out
@@ -274,6 +325,16 @@ class TestHelp:
     def test_version(self):
         done = _python("-m", "vtkernels", "--version")
         assert (done.returncode, done.stdout.strip()) == (0, f"vtkernels {vt.__version__}")
+
+    @pytest.mark.skipif(os.name != "posix", reason="pipes of POSIX")
+    def test_a_reader_that_stops_early(self):
+        """As ``vtkernels flops | head -1``: no traceback."""
+        command = [sys.executable, "-m", "vtkernels", "flops"]
+        reading, writing = os.pipe()
+        os.close(reading)
+        done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=120)
+        os.close(writing)
+        assert (done.returncode, done.stderr) == (1, "")
 
     def test_no_or_unknown_command(self, capsys):
         assert main([]) == 2

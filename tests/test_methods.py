@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import vtkernels as vt
-from vtkernels.methods import Context, FoPru, GPrune, Method, Random, Scope, Selection, TopAttention, Uniform
+from vtkernels.methods import PAR, Context, FoPru, GPrune, HoloV, Method, Random, Scope, Selection, TopAttention, Uniform
 
-METHODS = (Scope(), FoPru(), GPrune(), TopAttention(), Random(), Uniform())
+METHODS = (Scope(), FoPru(), GPrune(), HoloV(), PAR(), TopAttention(), Random(), Uniform())
 
 
 def context(batch=2, side=4, d=8, seed=0):
@@ -27,6 +27,9 @@ def context(batch=2, side=4, d=8, seed=0):
         queries=torch.randn(batch, 2, n + 1, d, generator=draw),
         projected=torch.randn(batch, n, d, generator=draw),
         prefix=1,
+        prompt=torch.randn(batch, 5, d, generator=draw),
+        prompt_ids=torch.randint(2, 90, (batch, 5), generator=draw),
+        prompt_lengths=torch.arange(batch) % 5 + 1,
     )
 
 
@@ -53,6 +56,9 @@ def test_a_method_reads_only_what_it_asks_for(method):
         bare = dataclasses.replace(bare, query=c.query, key=c.key)
     if "attention_profile" in method.needs:
         bare = dataclasses.replace(bare, queries=c.queries, key=c.key)
+    if "prompt" in method.needs:
+        prompt = {name: getattr(c, name) for name in ("prompt", "prompt_ids", "prompt_lengths")}
+        bare = dataclasses.replace(bare, **prompt)
     torch.testing.assert_close(method.select(bare, 5).indices, method.select(c, 5).indices)
 
 

@@ -9,9 +9,9 @@ import models
 from models import IMAGE, PAD
 
 from vtkernels.integrations import prune
-from vtkernels.methods import FoPru, GPrune, Random, Scope, Selection, TopAttention, Uniform
+from vtkernels.methods import PAR, FoPru, GPrune, HoloV, Random, Scope, Selection, TopAttention, Uniform
 
-METHODS = (Scope(), FoPru(), GPrune(), TopAttention(), Random(1), Uniform())
+METHODS = (Scope(), FoPru(), GPrune(), HoloV(), PAR(route="drop"), TopAttention(), Random(1), Uniform())
 each_method = pytest.mark.parametrize("method", METHODS, ids=lambda m: type(m).__name__)
 each_side = pytest.mark.parametrize("side", ["left", "right"])
 

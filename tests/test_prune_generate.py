@@ -13,7 +13,7 @@ from models import END, PAD
 from transformers import DynamicCache, GenerationConfig, TextIteratorStreamer
 
 from vtkernels.integrations import prune
-from vtkernels.methods import FoPru, GPrune, Scope, TopAttention
+from vtkernels.methods import PAR, FoPru, GPrune, HoloV, Scope, TopAttention
 
 ONE = [3, 4, "image", 5, 6]
 TWO = [7, "image", "image", 8, "image", 9]
@@ -64,7 +64,9 @@ def check(model, prompts, *, method=None, rows=1, **options):
     return out, pruning.last
 
 
-@pytest.mark.parametrize("method", [Scope(), FoPru(), GPrune(), TopAttention()], ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize(
+    "method", [Scope(), FoPru(), GPrune(), HoloV(), PAR(route="drop"), TopAttention()], ids=lambda m: type(m).__name__
+)
 @pytest.mark.parametrize(
     "prompts", [[ONE], [TWO], [ONE, ONE], [ONE, TWO, TEXT]], ids=["one image", "three images", "batch", "mixed batch"]
 )

@@ -15,7 +15,7 @@ import models
 import transformers
 
 from vtkernels.integrations import prune
-from vtkernels.methods import FoPru, GPrune, Random, Scope, Selection, TopAttention, Uniform
+from vtkernels.methods import PAR, FoPru, GPrune, HoloV, Random, Scope, Selection, TopAttention, Uniform
 
 PROMPTS = [[3, 4, "image", 5, 6], [7, "image", "image", 8]]
 
@@ -62,7 +62,7 @@ def before(model):
     return state(model), answers
 
 
-@pytest.mark.parametrize("method", [Scope(), FoPru(), GPrune(), Uniform()], ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize("method", [Scope(), FoPru(), GPrune(), HoloV(), PAR(), Uniform()], ids=lambda m: type(m).__name__)
 def test_remove_restores(model, before, method):
     pruning = prune(model, method, keep=3)
     assert state(model) != before[0]

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from vtkernels import _checks
 from vtkernels._ops import NAMESPACE, ops, qualified
+from vtkernels.reference.gather_tokens import gather_tokens
+from vtkernels.reference.merge_tokens import members
 
 SCHEMAS = {
     # Weighted greedy facility location on cosine similarity. [B,N,D], [B,N] -> int64 [B,k]
@@ -21,14 +23,36 @@ SCHEMAS = {
     # The same greedy loop on a caller's similarity. [B,M,N], [B,N] -> int64 [B,k], float32 [B,k]
     "coverage_select": """(Tensor similarity, Tensor? weight, SymInt k, *, str combine="multiply",
                            Tensor? lengths=None, bool sort=True) -> (Tensor indices, Tensor gains)""",
+    # Token norms sent along a thresholded similarity graph. [B,N,D] -> float32 [B,N], int32 [B,N]
+    "graph_propagate": """(Tensor features, *, float threshold=0.5, float temperature=0.03, int iterations=5,
+                           Tensor? lengths=None) -> (Tensor scores, Tensor degree)""",
     # Softmax attention of one query row, reduced over heads. [B,H,d], [B,H,T,d] -> float32 [B,T-prefix]
     "cls_attention": """(Tensor query, Tensor key, *, float? scale=None, int prefix=1, str reduce="mean",
                          Tensor? lengths=None) -> Tensor""",
+    # What every token receives and gives in the head-averaged map. [B,H,T,d], [B,H,T,d] -> float32 [B,T-prefix] twice
+    "attention_profile": """(Tensor query, Tensor key, *, float? scale=None, int prefix=1, bool softmax=True,
+                             Tensor? lengths=None) -> (Tensor received, Tensor given)""",
     # The k best scores of each row, lowest index on ties. [B,N] -> int64 [B,k]
     "topk_select": "(Tensor scores, SymInt k, *, Tensor? lengths=None, bool sort=True) -> Tensor",
     # cls_attention and topk_select in one launch. [B,H,d], [B,H,T,d] -> int64 [B,k], float32 [B,T-prefix]
     "attention_topk": """(Tensor query, Tensor key, SymInt k, *, float? scale=None, int prefix=1,
                           Tensor? lengths=None, bool sort=True) -> (Tensor indices, Tensor scores)""",
+    # Whole image rows of greatest sum, lowest row on ties. [B,N] -> int64 [B,rows*width]
+    "row_topk": "(Tensor scores, SymInt rows, *, SymInt width, bool sort=True) -> Tensor",
+    # Budget shared over runs of tokens by attention and variance, top-k inside each. [B,N], [B,N,D] -> int64 [B,k]
+    "crop_topk": """(Tensor attention, Tensor? features, SymInt k, *, SymInt crops=16, float beta=0.09,
+                     str variant="released", Tensor? lengths=None, bool sort=True) -> Tensor""",
+    # Connected components over cosine >= threshold, named by their smallest index. [B,N,D] -> int64 [B,N]
+    "token_clusters": "(Tensor features, *, float threshold, Tensor? lengths=None) -> Tensor",
+    # Cosine of each visual token with the prompt. [B,N,D], [B,T,D] -> float32 [B,N]
+    "prompt_relevance": '(Tensor vision, Tensor text, *, Tensor? text_lengths=None, str reduce="max") -> Tensor',
+    # The most relevant clusters, then the most relevant tokens inside them. [B,N], [B,N] -> int64 [B,k]
+    "cluster_topk": """(Tensor labels, Tensor relevance, SymInt k, *, float pool=0.5, Tensor? lengths=None,
+                        bool sort=True) -> Tensor""",
+    # The slot of the most similar kept token. [B,N,D], [B,K], [B,N] -> int64 [B,N]
+    "route_tokens": "(Tensor features, Tensor indices, Tensor? labels=None, *, Tensor? lengths=None) -> Tensor",
+    # Mean of each kept token and what it absorbs. [B,N,D], [B,K], [B,N] -> [B,K,D]
+    "merge_tokens": "(Tensor tokens, Tensor indices, Tensor assignment) -> Tensor",
     # Rows by index, -1 gives a zero row. [B,N,D], [B,K] -> [B,K,D]
     "gather_tokens": "(Tensor tokens, Tensor indices) -> Tensor",
     # Kept rows moved to the front, in place. [B,N,D], [B,K]
@@ -36,7 +60,19 @@ SCHEMAS = {
 }
 
 # Ops with one result of a fixed dtype: their `.out` overload writes into the caller's buffer.
-OUT = {"scope_select": torch.int64, "cls_attention": torch.float32, "topk_select": torch.int64}
+OUT = {
+    "scope_select": torch.int64,
+    "cls_attention": torch.float32,
+    "topk_select": torch.int64,
+    "row_topk": torch.int64,
+    "crop_topk": torch.int64,
+    "token_clusters": torch.int64,
+    "prompt_relevance": torch.float32,
+    "cluster_topk": torch.int64,
+    "route_tokens": torch.int64,
+}
+
+DIFFERENTIABLE = {"gather_tokens", "merge_tokens"}  # in their tokens
 
 
 def _scope_select(features, saliency, k, **_):
@@ -48,8 +84,17 @@ def _coverage_select(similarity, weight, k, **_):
     return similarity.new_empty(shape, dtype=torch.int64), similarity.new_empty(shape, dtype=torch.float32)
 
 
+def _graph_propagate(features, **_):
+    shape = features.shape[:2]
+    return features.new_empty(shape, dtype=torch.float32), features.new_empty(shape, dtype=torch.int32)
+
+
 def _cls_attention(query, key, *, prefix=1, **_):
     return key.new_empty((key.shape[0], key.shape[2] - prefix), dtype=torch.float32)
+
+
+def _attention_profile(query, key, *, prefix=1, **_):
+    return _cls_attention(query, key, prefix=prefix), _cls_attention(query, key, prefix=prefix)
 
 
 def _topk_select(scores, k, **_):
@@ -58,6 +103,34 @@ def _topk_select(scores, k, **_):
 
 def _attention_topk(query, key, k, *, prefix=1, **_):
     return key.new_empty((key.shape[0], k), dtype=torch.int64), _cls_attention(query, key, prefix=prefix)
+
+
+def _row_topk(scores, rows, *, width, **_):
+    return scores.new_empty((scores.shape[0], rows * width), dtype=torch.int64)
+
+
+def _crop_topk(attention, features, k, **_):
+    return attention.new_empty((attention.shape[0], k), dtype=torch.int64)
+
+
+def _token_clusters(features, **_):
+    return features.new_empty(features.shape[:2], dtype=torch.int64)
+
+
+def _prompt_relevance(vision, text, **_):
+    return vision.new_empty(vision.shape[:2], dtype=torch.float32)
+
+
+def _cluster_topk(labels, relevance, k, **_):
+    return labels.new_empty((labels.shape[0], k))
+
+
+def _route_tokens(features, indices, labels=None, **_):
+    return features.new_empty(features.shape[:2], dtype=torch.int64)
+
+
+def _merge_tokens(tokens, indices, assignment):
+    return _gather_tokens(tokens, indices)
 
 
 def _gather_tokens(tokens, indices):
@@ -73,18 +146,35 @@ SHAPES = {name: globals()[f"_{name}"] for name in SCHEMAS}
 
 def _gather_tokens_backward(ctx, grad: Tensor):
     (indices,) = ctx.saved_tensors
-    if ctx.n == 0:
-        return grad.new_zeros((grad.shape[0], 0, grad.shape[2])), None
-    rows = indices.clamp_min(0).unsqueeze(-1).expand_as(grad)
-    grad = grad.masked_fill((indices < 0).unsqueeze(-1), 0)
-    zeros = grad.new_zeros((grad.shape[0], ctx.n, grad.shape[2]))
-    return zeros.scatter_add(1, rows, grad), None
+    return _rows_back(grad, indices, ctx.n), None
 
 
 def _gather_tokens_context(ctx, inputs, output):
     tokens, indices = inputs
     ctx.n = tokens.shape[1]
     ctx.save_for_backward(indices)
+
+
+def _merge_tokens_backward(ctx, grad: Tensor):
+    # a kept token gets the gradient of its own slots, any other that of the slot that absorbs it, each over the count
+    indices, assignment = ctx.saved_tensors
+    absorbed, count = members(indices, assignment)
+    share = grad / count.unsqueeze(-1)
+    return gather_tokens(share, absorbed) + _rows_back(share, indices, assignment.shape[1]), None, None
+
+
+def _merge_tokens_context(ctx, inputs, output):
+    ctx.save_for_backward(*inputs[1:])
+
+
+def _rows_back(grad: Tensor, indices: Tensor, n: int) -> Tensor:
+    """[B,K,D] -> [B,n,D]: each row added where its index says, nowhere for -1."""
+    if n == 0:
+        return grad.new_zeros((grad.shape[0], 0, grad.shape[2]))
+    rows = indices.clamp_min(0).unsqueeze(-1).expand_as(grad)
+    grad = grad.masked_fill((indices < 0).unsqueeze(-1), 0)
+    zeros = grad.new_zeros((grad.shape[0], n, grad.shape[2]))
+    return zeros.scatter_add(1, rows, grad)
 
 
 def _refuse_gradient(name: str, mutated: str, overload):
@@ -156,15 +246,15 @@ def _register() -> torch.library.Library:
             lib.define(f"{name}.out{out_schema(name)}", tags=tags)
             torch.library.register_fake(qualified(f"{name}.out"), _checked_out(name), lib=lib)
 
-    torch.library.register_autograd(
-        qualified("gather_tokens"), _gather_tokens_backward, setup_context=_gather_tokens_context, lib=lib
-    )
+    for name in DIFFERENTIABLE:
+        backward, context = globals()[f"_{name}_backward"], globals()[f"_{name}_context"]
+        torch.library.register_autograd(qualified(name), backward, setup_context=context, lib=lib)
     mutating = {"compact_": ("tokens", ops.compact_.default)}
     mutating |= {f"{name}.out": ("out", getattr(ops, name).out) for name in OUT}
     for name, (mutated, overload) in mutating.items():
         lib.impl(name, _refuse_gradient(name, mutated, overload), "Autograd")
         lib.impl(name, _bump_version(mutated, overload), "ADInplaceOrView", with_keyset=True)
-    for name in SCHEMAS.keys() - {"gather_tokens", "compact_"}:  # choosing and scoring are not differentiable
+    for name in SCHEMAS.keys() - DIFFERENTIABLE - {"compact_"}:  # choosing and scoring are not differentiable
         lib.impl(name, torch.library.fallthrough_kernel, "Autograd")
     return lib
 

@@ -61,11 +61,12 @@ void run_variance(const Array<2>& tokens, int64_t start, int64_t size, const Run
   const Array<2> run = rows_of(tokens, start, size);
   kernels.inverse_norms(run, 0, size, scale);
   for (int64_t i = 0; i < size; ++i) scale[i] = scale[i] != 0 ? 1 / (1 / scale[i] + static_cast<float>(kEps)) : 0;
-  const int64_t padded = round_up(size, kernels.panel), items = round_up(size, kPad);
+  const int64_t items = round_up(size, kPad);
   for (int64_t i = 0; i < size; i += kernels.panel)
     kernels.pack(run, i, scale, 0, layout.channels, packed + i * layout.channels);
-  const int64_t all[] = {0, padded};
-  kernels.gram_block(packed, layout.channels, all, all, false, c, layout.row_stride);
+  // rows only as far as the last tile; a tile has 8 rows at most
+  const int64_t rows[] = {0, round_up(size, 8)}, columns[] = {0, round_up(size, kernels.panel)};
+  kernels.gram_block(packed, layout.channels, rows, columns, false, c, layout.row_stride);
   for (int64_t i = 0; i < size; i += kernels.width) kernels.mirror(c, layout.row_stride, i, size);
   const float others = static_cast<float>(std::max<int64_t>(1, size - 1));
   for (int64_t i = 0; i < size; ++i) {

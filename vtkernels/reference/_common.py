@@ -18,12 +18,23 @@ def valid_mask(lengths: Tensor | None, b: int, n: int, device: torch.device) -> 
     return torch.arange(n, device=device) < lengths.clamp(0, n).unsqueeze(1)
 
 
+def usable(features: Tensor) -> Tensor:
+    """Bool without the last dimension: rows that have a direction, as their squared float32 norm is finite and not 0."""
+    square = features.float().square().sum(-1)
+    return square.isfinite() & (square > 0)
+
+
+def directions(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of unit norm, and the norms. Both are 0 where a row is zero or not finite, judged by its squared float32 norm."""
+    good = usable(features).unsqueeze(-1)
+    x = working(features).masked_fill(~good, 0)
+    norm = x.norm(dim=-1, keepdim=True)
+    return x / norm.masked_fill(~good, 1), norm.squeeze(-1)
+
+
 def normalise(features: Tensor) -> Tensor:
-    """Rows of unit norm; a row that is zero or not finite (judged by its squared float32 norm) becomes zero."""
-    square = features.float().square().sum(-1, keepdim=True)
-    usable = square.isfinite() & (square > 0)
-    x = working(features).masked_fill(~usable, 0)
-    return x / x.norm(dim=-1, keepdim=True).masked_fill(~usable, 1)
+    """Rows of unit norm; a row that is zero or not finite becomes zero."""
+    return directions(features)[0]
 
 
 def ascending(indices: Tensor, *others: Tensor) -> tuple[Tensor, ...]:

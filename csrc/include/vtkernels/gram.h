@@ -96,7 +96,8 @@ void gram_tile_below(int64_t i, int64_t j, const float* a, const float* b, int64
 constexpr int64_t kPassDepth = 128;
 
 // The tiles of C[rows[0] .. rows[1])[columns[0] .. columns[1]) that touch the lower triangle, into the block whose first entry
-// is c; bounds are multiples of kPanel
+// is c; bounds are multiples of kPanel (that of
+// the last rows: of kTileRows)
 inline void gram_block(const float* panels, int64_t depth, const int64_t (&rows)[2], const int64_t (&columns)[2],
                        bool accumulate, float* c, int64_t row_stride) {
   for (int64_t first = 0; first == 0 || first < depth; first += kPassDepth, accumulate = true) {

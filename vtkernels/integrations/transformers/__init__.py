@@ -22,15 +22,17 @@ _OLDEST, _BELOW = (4, 57), (6, 0)
 def prune(model: nn.Module, method: Method, keep: int | float) -> Pruning:
     """Prune the visual tokens of a stock model from now on, in ``forward`` and in ``generate``.
 
-    The method chooses ``keep`` of the N patch tokens of every image between the vision tower and the projector; the
-    language model gets a prompt with as many placeholders fewer. Hooks and wrapped attributes go on this instance only.
+    The method chooses ``keep`` of the N patch tokens of every image between the vision tower and the projector (behind the
+    projector, if it needs projected tokens); the language model gets a prompt with as many placeholders fewer. Hooks and
+    wrapped attributes go on this instance only.
 
     Args:
         model: a ``LlavaForConditionalGeneration``.
-        method: ``vt.Scope()``, ``vt.TopAttention()``, ``vt.Random(seed)``, ``vt.Uniform()``, or any object with ``needs`` and
-            ``select`` (see :class:`vtkernels.methods.Method`).
-        keep: patch tokens per image (int >= 1), or a fraction of them in (0, 1]. A class token that the model passes on
-            (select strategy "full") is kept on top.
+        method: ``vt.Scope()``, ``vt.FoPru()``, ``vt.GPrune()``, ``vt.HoloV()``, ``vt.PAR()``, ``vt.TopAttention()``,
+            ``vt.Random(seed)``, ``vt.Uniform()``, or any object with ``needs`` and ``select`` (see
+            :class:`vtkernels.methods.Method`).
+        keep: patch tokens per image (int >= 1), or a fraction of them in (0, 1], rounded to the nearest unless the method's
+            docstring says otherwise. A class token that the model passes on (select strategy "full") is kept on top.
 
     Returns:
         The :class:`Pruning`: ``last`` is what the latest prefill kept, ``remove()`` restores the model; also a context
@@ -38,7 +40,8 @@ def prune(model: nn.Module, method: Method, keep: int | float) -> Pruning:
 
     Raises:
         TypeError: the class of the model or of its vision tower is not supported, or ``method`` or ``keep`` is of a wrong type.
-        ValueError: ``keep`` is out of range, or the method needs what the model does not have.
+        ValueError: ``keep`` is out of range or not a number of tokens that the method can keep, or the method needs what the
+            model does not have.
         RuntimeError: the model is pruned already.
         ImportError: transformers is missing or outside the supported range.
 
