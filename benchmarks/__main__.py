@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 
 from benchmarks.harness import RESULTS, by_case, load, measure, save
-from benchmarks.table import markdown, plain, update_readme
+from benchmarks.table import markdown, plain, update_pages
 from vtkernels._schemas import SCHEMAS
 
 EXAMPLES = """examples:
   python -m benchmarks                             every op, results to benchmarks/results/cpu.csv
   python -m benchmarks --op scope_select           one op, printed only
-  python -m benchmarks --readme                    write the README's table from the committed results
+  python -m benchmarks --readme                    write the tables of both READMEs from the committed results
 """
 
 
@@ -26,10 +26,12 @@ def main() -> None:
     parser.add_argument("--op", choices=list(SCHEMAS), action="append", help="only this op (repeatable); nothing is saved")
     parser.add_argument("--threads", type=int, default=2, help="torch.set_num_threads (default: 2)")
     parser.add_argument("--out", type=Path, default=RESULTS / "cpu.csv", help="the CSV to write (default: %(default)s)")
-    parser.add_argument("--readme", action="store_true", help="no timing: write the README's table from --out")
+    parser.add_argument(
+        "--readme", action="store_true", help="no timing: write the READMEs' tables from --out"
+    )
     arguments = parser.parse_args()
     if arguments.readme:
-        update_readme(load(arguments.out))
+        update_pages(load(arguments.out))
         return
 
     torch.set_num_threads(arguments.threads)

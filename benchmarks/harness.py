@@ -7,7 +7,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ import vtkernels
 
 RESULTS = Path(__file__).parent / "results"
 SHAPE = ("B", "N", "D", "H", "K")
-COLUMNS = ("op", "provider", *SHAPE, "dtype", "p20_ms", "p50_ms", "p80_ms", "repeats", "threads", "device", "torch", "vtkernels",
-           "commit", "time")  # fmt: skip
+_TIMES = ("p20_ms", "p50_ms", "p80_ms", "repeats")
+_PLACE = ("threads", "device", "torch", "vtkernels", "commit", "time")
+COLUMNS = ("op", "provider", *SHAPE, "dtype", *_TIMES, *_PLACE)
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,6 @@ class Case:
     gate: Callable[[], None]
     dtype: str = "float32"
     seconds: float = 6.0
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
 def measure(case: Case) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Inputs that look like what the ops meet: clustered features, a softmax for saliency, keys laid out as a CLIP layer has them."""
+"""Inputs like those the ops meet: clustered features, a softmax for saliency, keys laid out as a CLIP layer has them."""
 
 from __future__ import annotations
 

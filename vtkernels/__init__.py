@@ -4,7 +4,7 @@ from vtkernels import reference
 from vtkernels._version import __version__
 from vtkernels.backends import backend, status, which
 from vtkernels.integrations import Pruning, Record, prune
-from vtkernels.methods import Context, FoPru, GPrune, Method, Random, Scope, Selection, TopAttention, Uniform
+from vtkernels.methods import PAR, Context, FoPru, GPrune, HoloV, Method, Random, Scope, Selection, TopAttention, Uniform
 from vtkernels.ops import (
     attention_profile,
     attention_topk,
@@ -25,9 +25,11 @@ from vtkernels.ops import (
 )
 
 __all__ = [
+    "PAR",
     "Context",
     "FoPru",
     "GPrune",
+    "HoloV",
     "Method",
     "Pruning",
     "Random",

@@ -20,7 +20,7 @@ int64_t SimilarityLayout::depth() const { return std::max(items, kPad); }
 
 int64_t square_side(int64_t n) {
   const int64_t panel = isa().panel, panels = (n + panel - 1) / panel;
-  return panel * std::clamp<int64_t>(panels / 12, 1, kMostSide / kWidestPanel);
+  return panel * std::clamp<int64_t>(panels / 6, 1, kMostSide / kWidestPanel);
 }
 
 Similarity::Similarity(const Array<2>& features, const SimilarityLayout& layout, float* scratch)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from vtkernels._version import __version__
-from vtkernels.cli import demo, info
+from vtkernels.cli import demo, flops, info
 from vtkernels.cli._errors import UsageError
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 _EXAMPLES = """examples:
   vtkernels demo                      prune a LLaVA with each method: times, memory, and a picture of what was kept
   vtkernels demo --keep 32 --image photo.jpg
+  vtkernels flops                     FLOPs and KV cache by method and kept tokens, beside the published figures
   vtkernels info                      versions, processor, and which backend runs each op
   vtkernels COMMAND --help            all options of a command
 """
@@ -48,6 +50,7 @@ def main(argv: Sequence[str] | None = None, *, geometry: Geometry | None = None)
     parser.add_argument("--version", action="version", version=f"vtkernels {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     demo.add_parser(commands)
+    flops.add_parser(commands)
     info.add_parser(commands)
     try:
         options = parser.parse_args(argv)
@@ -56,10 +59,13 @@ def main(argv: Sequence[str] | None = None, *, geometry: Geometry | None = None)
     try:
         if options.command == "demo":
             return demo.run(options, geometry)
-        return info.run(options)
+        return (flops if options.command == "flops" else info).run(options)
     except UsageError as error:
         print(f"vtkernels {options.command}: error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader, such as head, has seen enough; the interpreter must not try to flush once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130

@@ -1,4 +1,4 @@
-"""The demo's arguments, from what was typed to what is meant."""
+"""Arguments of the subcommands, from what was typed to what is meant."""
 
 from __future__ import annotations
 
@@ -11,17 +11,31 @@ if TYPE_CHECKING:
 
     import torch
 
-METHODS = ("Scope", "TopAttention", "Random", "Uniform")
+# Class name of each method, and the ops that its choice is made of.
+METHODS = {
+    "Scope": ("cls_attention", "scope_select"),
+    "FoPru": ("attention_profile", "topk_select"),
+    "GPrune": ("graph_propagate", "topk_select"),
+    "HoloV": ("cls_attention", "crop_topk"),
+    "PAR": ("prompt_relevance", "token_clusters", "cluster_topk", "route_tokens", "merge_tokens"),
+    "TopAttention": ("attention_topk",),
+    "Random": ("topk_select",),
+    "Uniform": (),
+}
 
 
-def check_numbers(options: argparse.Namespace) -> None:
-    """Counts and seed in range."""
-    for flag in ("max_new_tokens", "repeats", "threads"):
+def check_counts(options: argparse.Namespace, *flags: str) -> None:
+    """Counts are at least 1 where they are given."""
+    for flag in flags:
         value = getattr(options, flag)
         if value is not None and value < 1:
             raise UsageError(f"argument --{flag.replace('_', '-')}: {value} is too small; give a number >= 1")
-    if not 0 <= options.seed < 2**63:
-        raise UsageError(f"argument --seed: {options.seed} is out of range; give a number from 0 to 2**63 - 1")
+
+
+def check_seed(seed: int) -> None:
+    """A seed that torch takes."""
+    if not 0 <= seed < 2**63:
+        raise UsageError(f"argument --seed: {seed} is out of range; give a number from 0 to 2**63 - 1")
 
 
 def method_names(given: list[str] | None) -> list[str]:

@@ -68,15 +68,15 @@ def seen(pixels: Tensor, mean: list[float], std: list[float]) -> Image.Image:
     return Image.fromarray((values.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy())
 
 
-def check_out(path: str) -> Path:
+def check_out(path: str, flag: str = "--out") -> Path:
     """The output path, if a file can be written there."""
     out = Path(path)
     if out.suffix.lower() not in _SUFFIXES:
-        raise UsageError(f"argument --out: {path!r} has no suffix of a picture; end it in one of {', '.join(_SUFFIXES)}")
+        raise UsageError(f"argument {flag}: {path!r} has no suffix of a picture; end it in one of {', '.join(_SUFFIXES)}")
     if out.is_dir():
-        raise UsageError(f"argument --out: {path!r} is a folder; give a file name such as {str(out / 'demo.png')!r}")
+        raise UsageError(f"argument {flag}: {path!r} is a folder; give a file name such as {str(out / 'demo.png')!r}")
     if not out.parent.is_dir():
-        raise UsageError(f"argument --out: the folder {str(out.parent)!r} of {path!r} does not exist; create it first")
+        raise UsageError(f"argument {flag}: the folder {str(out.parent)!r} of {path!r} does not exist; create it first")
     existed = out.exists()
     try:
         with open(out, "ab"):
@@ -85,5 +85,5 @@ def check_out(path: str) -> Path:
             os.remove(out)
     except OSError as error:
         reason = error.strerror or first_line(error)
-        raise UsageError(f"argument --out: {path!r} cannot be written ({reason}); choose another place") from None
+        raise UsageError(f"argument {flag}: {path!r} cannot be written ({reason}); choose another place") from None
     return out

@@ -24,7 +24,7 @@ _HEADERS = (
 _SCATTER = 0.1  # half an interquartile range, relative to the median, above which the times deserve a warning
 _NARROW = 94  # columns below which the table has no room for spreads
 _LEGEND = (
-    "{figures}. vision: the tower. selection: everything between tower and projector (saliency, choice, gather). prefill: "
+    "{figures}. vision: the tower. selection: saliency, choice and gather or merge, before the projector or after it. prefill: "
     "projector, language model and head. first token: from the call to the first logits. decode: each later token. memory: "
     "{memory}. GFLOP: from pixels to first token, by the formulas of vtkernels.flops, 2 per multiply-add."
 )

@@ -15,9 +15,9 @@ import torch
 class Sample:
     """One run in milliseconds.
 
-    vision: the vision tower. selection: from the end of the tower to the start of the projector, that is saliency, choice
-    and gather, plus any part of the choice that runs later. prefill: projector, language model and head. first: from the call
-    to the first token's logits. decode: per token after the first, None where there is no second token.
+    vision: the vision tower. selection: saliency, choice and gather (or merge), from the end of the tower to the start of the
+    projector and from its end to that of the pruning, plus any choice that runs later. prefill: projector, language model and
+    head. first: from the call to the first token's logits. decode: per token after the first, None where there is no second.
     """
 
     vision: float
@@ -67,6 +67,8 @@ class StageClock:
             # Starts are noted after the pruning's own hooks, ends before them: its work is no part of the module's time.
             self._hooks.callback(part.register_forward_pre_hook(self._mark(f"{name}_start")).remove)
             self._hooks.callback(part.register_forward_hook(self._mark(f"{name}_end"), prepend=True).remove)
+        # Pruning after the projector is a hook on it that was there before this one.
+        self._hooks.callback(core.multi_modal_projector.register_forward_hook(self._mark("pruning_end")).remove)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -89,13 +91,14 @@ class StageClock:
 
     def _sample(self, start: float, spans: list[tuple[float, float]]) -> Sample:
         marks = self._marks
-        tokens, projector = marks["head_end"], marks["projector_start"][0]
-        later = sum(end - begin for begin, end in spans if begin > projector)
-        prefill = marks["projector_end"][0] - projector + tokens[0] - marks["language_start"][0]
+        tokens, pruned = marks["head_end"], marks["pruning_end"][0]
+        start_of_projector, end_of_projector = marks["projector_start"][0], marks["projector_end"][0]
+        later = sum(end - begin for begin, end in spans if begin > pruned)
+        prefill = end_of_projector - start_of_projector + tokens[0] - marks["language_start"][0]
         decode = (tokens[-1] - tokens[0]) / (len(tokens) - 1) if len(tokens) > 1 else None
         return Sample(
             vision=1e3 * (marks["vision_end"][0] - marks["vision_start"][0]),
-            selection=1e3 * (projector - marks["vision_end"][0] + later),
+            selection=1e3 * (start_of_projector - marks["vision_end"][0] + pruned - end_of_projector + later),
             prefill=1e3 * prefill,
             first=1e3 * (tokens[0] - start),
             decode=None if decode is None else 1e3 * decode,

@@ -16,6 +16,15 @@ if TYPE_CHECKING:
     from vtkernels.cli._model import Geometry, Subject
 
 _DTYPES = ("float32", "bfloat16", "float16")
+# What the scores of each method that has some are.
+_SCORES = {
+    "Scope": "Class-token attention",
+    "FoPru": "Attention in the map",
+    "GPrune": "Mass after propagation",
+    "HoloV": "Class-token attention",
+    "PAR": "Relevance to the prompt",
+    "TopAttention": "Class-token attention",
+}
 _EXAMPLES = """examples:
   vtkernels demo                                          no checkpoint, no network: a small LLaVA with random weights
   vtkernels demo --keep 32 --method scope,random          two methods, 32 of 576 tokens
@@ -47,7 +56,7 @@ def add_parser(commands: Any) -> None:
     add("--keep", default="64", help="visual tokens to keep: a number, or a fraction such as 0.25 (default: %(default)s)")
     add("--out", default="demo.png", metavar="FILE", help="where the picture goes (default: %(default)s)")
     add("--max-new-tokens", type=int, metavar="N", help="tokens to generate per run (default: 8; 32 with --model)")
-    add("--repeats", type=int, default=5, metavar="N", help="timed runs per method (default: %(default)s)")
+    add("--repeats", type=int, default=3, metavar="N", help="timed runs per method (default: %(default)s)")
     add("--threads", type=int, metavar="N", help="CPU threads (default: what torch chooses)")
     add("--seed", type=int, default=0, help="of the random weights and of the method random (default: %(default)s)")
     add("--dtype", choices=_DTYPES, default="float32", help="of the model (default: %(default)s)")
@@ -60,7 +69,8 @@ def run(options: argparse.Namespace, geometry: Geometry | None = None) -> int:
     require("vtkernels demo", "demo", "transformers", "PIL", "matplotlib", "numpy")
     names = _arguments.method_names(options.method)
     keep = _arguments.budget(options.keep)
-    _arguments.check_numbers(options)
+    _arguments.check_counts(options, "max_new_tokens", "repeats", "threads")
+    _arguments.check_seed(options.seed)
 
     import torch
 
@@ -107,15 +117,13 @@ def _demo(
             _measure(subject, results, keep, memory, options, step)
 
     sizes = flops.Llava.from_config(subject.model.config)
-    tokens = subject.visual_tokens
     for result in results:
-        cost = flops.SELECTION.get(result.label)
-        selection = 0 if result.method is None else cost(sizes, tokens, result.kept) if cost else None
-        if selection is not None:
-            result.flops = sizes.first_token(subject.text_tokens, result.kept, selection=selection)
+        name = None if result.method is None else result.label
+        result.flops = flops.cost(sizes, name, result.kept, prompt_tokens=subject.text_tokens).first_token
 
     count = sum(parameter.numel() for parameter in subject.model.parameters()) / 1e6
-    runs_on = ", ".join(sorted({backends.which(op, device.type) for op in ("scope_select", "attention_topk", "gather_tokens")}))
+    ops = dict.fromkeys(op for name in names for op in (*_arguments.METHODS[name], "gather_tokens"))
+    runs_on = _runs_on({op: backends.which(op, device.type) for op in ops})
     print(
         _console.wrap(
             f"{subject.name}; {count:.0f} million parameters, {options.dtype}, {device}, {torch.get_num_threads()} threads"
@@ -124,7 +132,7 @@ def _demo(
     source = options.image or "coffee.jpg (shipped)"
     print(_console.wrap(f"image {source}; prompt {options.prompt!r}; backend of the ops: {runs_on}") + "\n")
     _report.show(results, repeats=options.repeats, memory=memory.precision)
-    print("\n" + _console.wrap(_report.paragraph(results, tokens=tokens, random_weights=subject.decode is None)))
+    print("\n" + _console.wrap(_report.paragraph(results, tokens=subject.visual_tokens, random_weights=subject.decode is None)))
     for result in results:
         if result.answer is not None:
             print("\n" + _console.wrap(f"{result.label}: {result.answer or '(nothing)'}"))
@@ -132,6 +140,14 @@ def _demo(
     peak = f"; peak memory of the process {memory.highest / 2**30:.2f} GiB" if memory.highest and device.type == "cpu" else ""
     print(f"\nWrote {out}{peak}")
     return 0
+
+
+def _runs_on(places: dict[str, str]) -> str:
+    """``"native"``, or ``"native; reference for route_tokens"``: the backend of most ops, and the ops that run elsewhere."""
+    backends = list(places.values())
+    most = max(dict.fromkeys(backends), key=backends.count)
+    others = {name: [op for op, place in places.items() if place == name] for name in backends if name != most}
+    return "; ".join([most, *(f"{name} for {', '.join(ops)}" for name, ops in others.items())])
 
 
 def _subject(
@@ -220,22 +236,30 @@ def _draw(subject: Subject, results: list[_report.Result], out: Path) -> None:
     scored = next((result for result in pruned if result.scores is not None), None)
     if scored is not None:
         heat = viz.draw_saliency(subject.picture, scored.scores.float().cpu(), grid)
-        panels.append(viz.Panel(heat, "Class-token attention", "", f"the saliency that {scored.label} reads · light is high"))
+        what = _SCORES.get(scored.label, "Scores")
+        panels.append(viz.Panel(heat, what, "", f"the scores of {scored.label} · light is high"))
     for result in pruned:
         kept = viz.draw_selection(subject.picture, result.indices, grid)
         times = f"selection {_report.number(result.median('selection'))} ms · {first(result)}"
         panels.append(viz.Panel(kept, result.label, f"{result.kept} of {base.kept} tokens", times))
 
-    caption = "In colour: the visual tokens that the language model sees; the rest is dropped after the vision tower."
+    caption = "In colour: the visual tokens that the language model sees; the rest is dropped after the vision tower"
+    caption += ", or merged into them (PAR)." if any(result.label == "PAR" for result in pruned) else "."
     if subject.decode is None:
         caption += "\nThe weights are random: attention and features follow the picture, not its meaning. Times are medians."
     else:
         caption += f" Times are medians.\n{subject.name}"
-    drawn = viz.figure(panels, title="Which visual tokens each method keeps", caption=caption)
+    columns = _columns(len(panels))
+    drawn = viz.figure(panels, title="Which visual tokens each method keeps", caption=caption, columns=columns)
     try:
         viz.save(drawn, out)
     except OSError as error:
         raise UsageError(f"argument --out: {str(out)!r} cannot be written ({first_line(error)}); free some space") from None
+
+
+def _columns(panels: int) -> int:
+    """Panels in a row, 3 to 5: as few empty places in the last row as possible, then wide rather than tall."""
+    return min((5, 4, 3), key=lambda columns: -panels % columns) if panels > 3 else panels
 
 
 def _make(name: str, seed: int) -> Any:

@@ -1,0 +1,50 @@
+"""The benchmarks: every op has one, its gate is green, and the tables in the READMEs are those of the committed results."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+from vtkernels._schemas import SCHEMAS
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def from_the_checkout(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    yield
+    for name in [name for name in sys.modules if name.split(".")[0] == "benchmarks"]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize("op", SCHEMAS)
+def test_gate_of_the_first_shape_is_green(op):
+    case = next(iter(importlib.import_module(f"benchmarks.{op}").cases()))
+    assert case.op == op and "vtkernels" in case.providers and len(case.providers) > 1
+    case.gate()
+
+
+def test_red_gate_stops_the_timing():
+    harness = importlib.import_module("benchmarks.harness")
+
+    def gate():
+        raise AssertionError("red")
+
+    case = harness.Case("topk_select", {}, {"vtkernels": lambda: pytest.fail("timed on a red gate")}, gate)
+    with pytest.raises(AssertionError, match="red"):
+        harness.measure(case)
+
+
+def test_pages_show_the_committed_results():
+    harness, table = (importlib.import_module(f"benchmarks.{name}") for name in ("harness", "table"))
+    rows = harness.load(harness.RESULTS / "cpu.csv")
+    assert {row["op"] for row in rows} == set(SCHEMAS)
+    for path, first_shapes in table.PAGES.items():
+        page = path.read_text()
+        assert page == table.with_table(page, table.markdown(rows, first_shapes=first_shapes)), (
+            "run: python -m benchmarks --readme"
+        )
