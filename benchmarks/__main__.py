@@ -26,9 +26,7 @@ def main() -> None:
     parser.add_argument("--op", choices=list(SCHEMAS), action="append", help="only this op (repeatable); nothing is saved")
     parser.add_argument("--threads", type=int, default=2, help="torch.set_num_threads (default: 2)")
     parser.add_argument("--out", type=Path, default=RESULTS / "cpu.csv", help="the CSV to write (default: %(default)s)")
-    parser.add_argument(
-        "--readme", action="store_true", help="no timing: write the READMEs' tables from --out"
-    )
+    parser.add_argument("--readme", action="store_true", help="no timing: write the READMEs' tables from --out")
     arguments = parser.parse_args()
     if arguments.readme:
         update_pages(load(arguments.out))

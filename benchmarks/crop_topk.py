@@ -19,8 +19,8 @@ def cases() -> Iterator[Case]:
         x, a = inputs.features(b, n, d), inputs.saliency(b, n)
         providers = {
             "vtkernels": partial(vt.crop_topk, a, x, k, crops=crops),
-            "without features": partial(vt.crop_topk, a, None, k, crops=crops),
-            "full": partial(vt.crop_topk, a, x, k, crops=crops, variant="full"),
+            "vtkernels without features": partial(vt.crop_topk, a, None, k, crops=crops),
+            "vtkernels full": partial(vt.crop_topk, a, x, k, crops=crops, variant="full"),
             "published": partial(published.holov, x, a, k, crops=crops),
             "reference": partial(vt.reference.crop_topk, a, x, k, crops=crops),
         }

@@ -20,7 +20,7 @@ def cases() -> Iterator[Case]:
         x, text = inputs.features(b, n, d), inputs.features(b, WORDS, d, seed=3)
         providers = {
             "vtkernels": partial(vt.prompt_relevance, x, text),
-            "mean": partial(vt.prompt_relevance, x, text, reduce="mean"),
+            "vtkernels mean": partial(vt.prompt_relevance, x, text, reduce="mean"),
             "torch operators": partial(_operators, x, text, "max"),
             "torch operators, mean": partial(_operators, x, text, "mean"),
             "reference": partial(vt.reference.prompt_relevance, x, text),

@@ -20,7 +20,7 @@ def cases() -> Iterator[Case]:
         labels = vt.token_clusters(x, threshold=0.7)
         providers = {
             "vtkernels": partial(vt.route_tokens, x, indices, labels),
-            "without labels": partial(vt.route_tokens, x, indices),
+            "vtkernels without labels": partial(vt.route_tokens, x, indices),
             "torch operators": partial(_operators, x, indices, labels),
             "reference": partial(vt.reference.route_tokens, x, indices, labels),
         }
