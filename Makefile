@@ -13,7 +13,7 @@ demo: build
 	$(BIN)/python -m vtkernels demo
 
 test: build
-	$(BIN)/python -m pytest
+	VTKERNELS_REQUIRE_NATIVE=1 $(BIN)/python -m pytest
 
 lint: build
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

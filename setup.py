@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -66,8 +67,16 @@ class CMakeBuild(build_ext):
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DPython_EXECUTABLE={sys.executable}",
         ]  # fmt: skip
-        subprocess.run(configure, check=True)
-        subprocess.run(["cmake", "--build", str(build), "--parallel", jobs()], check=True)
+        try:
+            subprocess.run(configure, check=True)
+            subprocess.run(["cmake", "--build", str(build), "--parallel", jobs()], check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            sys.exit(
+                f"vtkernels: the native library was not built ({error}); the reason stands above. It needs a C++17 compiler, "
+                f"cmake and ninja. VTKERNELS_BUILD_NATIVE=0 installs without it; every op then runs on its reference."
+            )
+        if self.editable_mode:  # setuptools copies the extension itself into the source tree, and nothing that lies beside it
+            shutil.copytree(package / "_native", ROOT / "vtkernels" / "_native", dirs_exist_ok=True)
 
 
 native = os.environ.get("VTKERNELS_BUILD_NATIVE", "1") != "0"

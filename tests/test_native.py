@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ from vtkernels import _load
 from vtkernels._schemas import SCHEMAS
 
 if not vt.status("native").available:
+    assert os.environ.get("VTKERNELS_REQUIRE_NATIVE") != "1", vt.status("native").reason
     pytest.skip(vt.status("native").reason, allow_module_level=True)
 
 HOST = _load.host()
