@@ -58,6 +58,13 @@ def test_without_features_the_variance_factor_is_one_and_beta(backend, variant, 
 
 
 @each_variant
+def test_features_without_channels_have_no_variance(backend, variant):
+    attention, features = inputs(23)
+    want = vt.crop_topk(attention, torch.zeros_like(features), 9, crops=5, variant=variant)
+    assert torch.equal(vt.crop_topk(attention, features[..., :0], 9, crops=5, variant=variant), want)
+
+
+@each_variant
 def test_more_crops_than_tokens(backend, variant):
     attention, features = inputs(17, batch=8)
     for crops in (17, 18, 400, 2**40):

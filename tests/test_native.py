@@ -201,3 +201,48 @@ def test_ragged_ties_are_the_full_evaluation_bit_for_bit(op, request):
     lazy = run(op, arguments)
     request.getfixturevalue("every_candidate")
     assert_same(run(op, arguments), lazy)
+
+
+# ------------------------------------------------------------------------------------------------ memory
+
+
+def allocated(call) -> int:
+    """Bytes that a call takes from the framework's allocator in all, on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            call()
+    finally:
+        torch.set_num_threads(threads)
+    return sum(event.nbytes() for event in memory_events(profile) if event.nbytes() > 0)
+
+
+def memory_events(profile):
+    return [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+
+
+@pytest.mark.parametrize(("d", "similarities"), [(64, 1.3), (2000, 2.4)])
+def test_scope_select_takes_the_similarity_and_a_packed_block_no_larger(d, similarities):
+    n = 1500
+    features = Draw().normal(1, n, d)
+    assert n * n * 4 < allocated(lambda: vt.scope_select(features, None, 8)) < similarities * n * n * 4
+
+
+def test_coverage_select_takes_one_copy_of_the_similarity():
+    n = 1500
+    similarity = Draw().normal(1, n, n)
+    assert n * n * 4 < allocated(lambda: vt.coverage_select(similarity, None, 8)) < 1.1 * n * n * 4
+
+
+def test_attention_profile_holds_no_map():
+    t = 2000
+    query, key = Draw().normal(1, 2, t, 16), Draw(1).normal(1, 2, t, 16)
+    for softmax in (True, False):
+        assert allocated(lambda softmax=softmax: vt.attention_profile(query, key, softmax=softmax)) < t * t * 4 / 10
+
+
+def test_token_clusters_keeps_bits():
+    n = 3000
+    features = Draw().normal(1, n, 4)
+    assert allocated(lambda: vt.token_clusters(features, threshold=0.9)) < n * n * 4 / 8

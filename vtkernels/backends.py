@@ -113,8 +113,8 @@ def _overloads() -> list[str]:
 def _missing(op: str, name: str, device: str):
     def kernel(*args, **kwargs):
         raise RuntimeError(
-            f"{qualified(op)} has no {name} kernel on {device}: the reference is the best known there. "
-            f"Use vtkernels.backend('auto') or VTKERNELS_BACKEND=auto"
+            f"{qualified(op)} has no {name} kernel on {device}; use vtkernels.backend('auto') or VTKERNELS_BACKEND=auto, which "
+            f"runs the reference there"
         )
 
     return kernel

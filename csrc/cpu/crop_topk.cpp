@@ -191,14 +191,14 @@ int64_t crop_topk_scratch(int64_t images, int64_t n, int64_t channels, int64_t c
          images * (round_up(n, 16) + Choice::floats(n, crops));
 }
 
-void crop_topk(const Array<2>& attention, const Array<3>& features, const Lengths& lengths, int64_t k,
+void crop_topk(const Array<2>& attention, const Array<3>* features, const Lengths& lengths, int64_t k,
                const CropOptions& options, const Output<int64_t>& indices, float* scratch, const Parallel& parallel) {
   if (k == 0) return;
   const int64_t images = attention.size[0], n = attention.size[1], count = std::min(options.crops, std::max<int64_t>(n, 1));
-  const RunLayout layout((n + count - 1) / count, features.data != nullptr ? features.size[2] : 0);
+  const RunLayout layout((n + count - 1) / count, features != nullptr ? features->size[2] : 0);
   float* variances = scratch + parallel.threads * layout.floats();
   float* choices = variances + images * round_up(n, 16);
-  const int64_t runs_of_all = features.data != nullptr ? images * count : 0;
+  const int64_t runs_of_all = features != nullptr ? images * count : 0;
   const auto tasks = [&](int64_t phase) { return phase == 0 ? runs_of_all : images; };
   parallel.for_each_phase(2, std::max(runs_of_all, images), tasks, [&](int64_t phase, int64_t task, int64_t worker) {
     const int64_t b = phase == 0 ? task / count : task;
@@ -206,11 +206,11 @@ void crop_topk(const Array<2>& attention, const Array<3>& features, const Length
     float* variance = variances + b * round_up(n, 16);
     if (phase == 0) {
       const int64_t start = runs.start(task % count), size = runs.size(task % count);
-      run_variance(features.at(b), start, size, layout, scratch + worker * layout.floats(), variance + start);
+      run_variance(features->at(b), start, size, layout, scratch + worker * layout.floats(), variance + start);
       return;
     }
     const Choice choice(choices + b * Choice::floats(n, count), n, count);
-    weigh(attention.at(b), features.data != nullptr ? variance : nullptr, runs, options, choice);
+    weigh(attention.at(b), features != nullptr ? variance : nullptr, runs, options, choice);
     choose(runs, options, k, choice, b, indices);
   });
 }

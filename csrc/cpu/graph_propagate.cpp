@@ -12,20 +12,20 @@ constexpr int64_t kTaskRows = 64;  // a multiple of every vector width
 
 }  // namespace
 
-int64_t graph_propagate_scratch(int64_t n) {
-  const SimilarityLayout layout(n);
+int64_t graph_propagate_scratch(int64_t n, int64_t channels) {
+  const SimilarityLayout layout(n, channels);
   return layout.floats() + 5 * layout.rows;
 }
 
 void graph_propagate(const Array<3>& features, const Lengths& lengths, const GraphOptions& options, const Output<float>& scores,
                      const Output<int32_t>& degree, float* scratch, const Parallel& parallel) {
-  const int64_t per_worker = graph_propagate_scratch(features.size[1]);
+  const int64_t per_worker = graph_propagate_scratch(features.size[1], features.size[2]);
   parallel.for_each_image(features.size[0], [&](int64_t b, int64_t worker, const Parallel& inner) {
     const Isa& kernels = isa();
     // What is above 0 in float64 stays above 0 in float32.
     const float threshold = std::max(options.threshold, FLT_MIN), temperature = std::max(options.temperature, FLT_MIN);
     const int64_t most = features.size[1], n = lengths(b, most);
-    const SimilarityLayout layout(n);
+    const SimilarityLayout layout(n, features.size[2]);
     float* memory = scratch + worker * per_worker;
     const Array<2> tokens = rows_of(features.at(b), 0, n);
     const Similarity similarity(tokens, layout, memory);

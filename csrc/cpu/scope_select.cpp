@@ -6,14 +6,16 @@
 
 namespace vtkernels::cpu {
 
-int64_t scope_select_scratch(int64_t n) { return SimilarityLayout(n).floats() + GreedyScratch::floats(n, n); }
+int64_t scope_select_scratch(int64_t n, int64_t channels) {
+  return SimilarityLayout(n, channels).floats() + GreedyScratch::floats(n, n);
+}
 
 void scope_select(const Array<3>& features, const Array<2>& saliency, const Lengths& lengths, int64_t k,
                   const ScopeOptions& options, const Output<int64_t>& indices, float* scratch, const Parallel& parallel) {
-  const int64_t per_worker = scope_select_scratch(features.size[1]);
+  const int64_t per_worker = scope_select_scratch(features.size[1], features.size[2]);
   parallel.for_each_image(features.size[0], [&](int64_t b, int64_t worker, const Parallel& inner) {
     const int64_t most = features.size[1], n = lengths(b, most);
-    const SimilarityLayout layout(n);
+    const SimilarityLayout layout(n, features.size[2]);
     float* memory = scratch + worker * per_worker;
     const GreedyScratch greedy(memory + layout.floats(), most, most);
     const Array<2> tokens = rows_of(features.at(b), 0, n);

@@ -9,14 +9,13 @@ constexpr int64_t kWidestPanel = 48;
 
 }  // namespace
 
-SimilarityLayout::SimilarityLayout(int64_t n) {
+SimilarityLayout::SimilarityLayout(int64_t n, int64_t channels) {
   items = round_up(n, kPad);
   rows = items + kPad;
   // Rows a power of two apart would fall on the same cache lines when the triangle is copied.
   row_stride = rows % 512 == 0 ? rows + 16 : rows;
+  depth = std::max<int64_t>(1, std::min(channels, std::max(items, kPad)));
 }
-
-int64_t SimilarityLayout::depth() const { return std::max(items, kPad); }
 
 int64_t square_side(int64_t n) {
   const int64_t panel = isa().panel, panels = (n + panel - 1) / panel;
@@ -26,9 +25,9 @@ int64_t square_side(int64_t n) {
 Similarity::Similarity(const Array<2>& features, const SimilarityLayout& layout, float* scratch)
     : features_(features), layout_(layout), c_(scratch), n_(features.size[0]), channels_(features.size[1]) {
   packed_ = c_ + layout.rows * layout.row_stride;
-  scale_ = packed_ + layout.rows * layout.depth();
+  scale_ = packed_ + layout.rows * layout.depth;
   const int64_t panel = isa().panel;
-  blocks_ = std::max<int64_t>(1, (channels_ + layout.depth() - 1) / layout.depth());
+  blocks_ = std::max<int64_t>(1, (channels_ + layout.depth - 1) / layout.depth);
   panels_ = (n_ + panel - 1) / panel;
   padded_ = panels_ * panel;
   side_ = square_side(n_);
@@ -37,7 +36,7 @@ Similarity::Similarity(const Array<2>& features, const SimilarityLayout& layout,
 
 void Similarity::run(int64_t phase, int64_t task) const {
   const Isa& kernels = isa();
-  const int64_t first = phase / 2 * layout_.depth(), depth = std::min(layout_.depth(), channels_ - first);
+  const int64_t first = phase / 2 * layout_.depth, depth = std::min(layout_.depth, channels_ - first);
   if (phase % 2 == 0) {
     const int64_t begin = task * kernels.panel;
     if (first == 0) kernels.inverse_norms(features_, begin, std::min(n_, begin + kernels.panel), scale_);

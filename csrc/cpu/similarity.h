@@ -11,12 +11,11 @@ struct SimilarityLayout {
   int64_t items;       // columns that are summed
   int64_t rows;        // of the similarity, with room for the last panel of any width
   int64_t row_stride;  // of the similarity
+  int64_t depth;       // channels packed at a time: all, or as many as keep the packed block no larger than the similarity
 
-  explicit SimilarityLayout(int64_t n);
-  // Channels packed at a time: as many as keep the packed block no larger than the similarity.
-  int64_t depth() const;
+  SimilarityLayout(int64_t n, int64_t channels);
   // Floats of scratch: similarity, packed rows and the scale of each row.
-  int64_t floats() const { return rows * row_stride + rows * depth() + rows; }
+  int64_t floats() const { return rows * row_stride + rows * depth + rows; }
 };
 
 // Rows and columns of one task of n rows: a square of C, large enough that its rows and columns are read from the second-level

@@ -96,7 +96,8 @@ void check_option(const char* op, const char* name, const std::string& value, co
 
 void check_writable(const char* op, const char* name, const Tensor& x) {
   for (int64_t r = 0; r < x.dim(); ++r) {
-    check(x.stride(r) != 0 || x.size(r) <= 1, op, ": ", name, " must not be an expanded view, it is written in place");
+    check(x.numel() == 0 || x.stride(r) != 0 || x.size(r) <= 1, op, ": ", name,
+          " must not be an expanded view, it is written in place");
   }
 }
 

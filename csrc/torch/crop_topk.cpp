@@ -30,8 +30,9 @@ void run(const Tensor& attention, const std::optional<Tensor>& features, int64_t
   const cpu::CropVariant which = variant == "paper"  ? cpu::CropVariant::paper
                                  : variant == "full" ? cpu::CropVariant::full
                                                      : cpu::CropVariant::released;
-  cpu::crop_topk(array<2>(attention), array<3>(features), lengths(valid), k, {crops, beta, which, sort}, output<int64_t>(out),
-                 scratch.data(), threads);
+  const Array<3> rows_of_features = array<3>(features);
+  cpu::crop_topk(array<2>(attention), features ? &rows_of_features : nullptr, lengths(valid), k, {crops, beta, which, sort},
+                 output<int64_t>(out), scratch.data(), threads);
 }
 
 Tensor crop_topk(Tensor attention, std::optional<Tensor> features, int64_t k, int64_t crops, double beta, std::string variant,

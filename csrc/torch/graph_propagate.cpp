@@ -17,7 +17,7 @@ std::tuple<Tensor, Tensor> graph_propagate(Tensor features, double threshold, do
 
   Tensor scores = empty(features, {b, n}, ScalarType::Float), degree = empty(features, {b, n}, ScalarType::Int);
   const Parallel threads = parallel();
-  const Scratch scratch(features, cpu::graph_propagate_scratch(n), b, threads);
+  const Scratch scratch(features, cpu::graph_propagate_scratch(n, features.size(2)), b, threads);
   const cpu::GraphOptions options{static_cast<float>(threshold), static_cast<float>(temperature), iterations};
   cpu::graph_propagate(array<3>(features), lengths(valid), options, output<float>(scores), output<int32_t>(degree),
                        scratch.data(), threads);

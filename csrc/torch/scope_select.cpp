@@ -18,7 +18,7 @@ void check_arguments(const Tensor& features, const std::optional<Tensor>& salien
 void run(const Tensor& features, const std::optional<Tensor>& saliency, int64_t k, double alpha, const std::string& how,
          const std::optional<Tensor>& valid, bool sort, const Tensor& out) {
   const Parallel threads = parallel();
-  const Scratch scratch(features, cpu::scope_select_scratch(features.size(1)), features.size(0), threads);
+  const Scratch scratch(features, cpu::scope_select_scratch(features.size(1), features.size(2)), features.size(0), threads);
   cpu::scope_select(array<3>(features), array<2>(saliency), lengths(valid), k, {alpha, combine(how), sort},
                     output<int64_t>(out), scratch.data(), threads);
 }

@@ -7,12 +7,12 @@
 namespace vtkernels::cpu {
 
 // Floats of scratch that one running image needs; each worker has its own, `workers` of them in a row.
-int64_t scope_select_scratch(int64_t n);
+int64_t scope_select_scratch(int64_t n, int64_t channels);
 int64_t coverage_select_scratch(int64_t items, int64_t candidates);
 int64_t cls_attention_scratch(int64_t heads, int64_t tokens, int64_t channels);
 int64_t topk_select_scratch(int64_t n);
 int64_t row_topk_scratch(int64_t grid_rows);
-int64_t graph_propagate_scratch(int64_t n);
+int64_t graph_propagate_scratch(int64_t n, int64_t channels);
 int64_t cluster_topk_scratch(int64_t n);
 // Floats of scratch for the whole batch.
 int64_t prompt_relevance_scratch(int64_t images, int64_t words, int64_t channels, int64_t threads);
@@ -92,8 +92,8 @@ struct CropOptions {
   bool sort;
 };
 
-// attention [B,N], features [B,N,D] or data null
-void crop_topk(const Array<2>& attention, const Array<3>& features, const Lengths& lengths, int64_t k,
+// attention [B,N]; features [B,N,D] or null (a pointer, because a tensor without channels has null memory too)
+void crop_topk(const Array<2>& attention, const Array<3>* features, const Lengths& lengths, int64_t k,
                const CropOptions& options, const Output<int64_t>& indices, float* scratch, const Parallel& parallel);
 
 // labels, relevance [B,N]

@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "vtkernels/half.h"
+
 namespace vtkernels::VTKERNELS_ISA {
 
 #if defined(__AVX512F__)
@@ -115,24 +117,11 @@ inline void interleave(Vec a, Vec b, Vec& low, Vec& high) {
   low = Vec{a[0], b[0], a[1], b[1]};
   high = Vec{a[2], b[2], a[3], b[3]};
 }
-inline float float_from_bits(uint32_t bits) {
-  float x;
-  std::memcpy(&x, &bits, sizeof x);
-  return x;
-}
-inline float float_from_half(uint16_t h) {
-  const uint32_t sign = static_cast<uint32_t>(h & 0x8000u) << 16, rest = h & 0x7fffu;
-  if (rest >= 0x7c00u) return float_from_bits(sign | 0x7f800000u | (rest & 0x3ffu) << 13);
-  // A half is 2**112 times smaller than the float of the same fields; the product is exact, subnormals included.
-  const float magnitude = float_from_bits(rest << 13) * float_from_bits((127 + 112) << 23);
-  return sign ? -magnitude : magnitude;
-}
 inline Vec load_float16(const uint16_t* p) {
-  return Vec{float_from_half(p[0]), float_from_half(p[1]), float_from_half(p[2]), float_from_half(p[3])};
+  return Vec{float_from_float16(p[0]), float_from_float16(p[1]), float_from_float16(p[2]), float_from_float16(p[3])};
 }
 inline Vec load_bfloat16(const uint16_t* p) {
-  return Vec{float_from_bits(uint32_t{p[0]} << 16), float_from_bits(uint32_t{p[1]} << 16),
-             float_from_bits(uint32_t{p[2]} << 16), float_from_bits(uint32_t{p[3]} << 16)};
+  return Vec{float_from_bfloat16(p[0]), float_from_bfloat16(p[1]), float_from_bfloat16(p[2]), float_from_bfloat16(p[3])};
 }
 inline Vec exp2_integer(Vec n) {
   Vec r;
