@@ -101,3 +101,12 @@ def embedded(model, prompt, kept):
     kept = iter(kept)
     table = model.get_input_embeddings()
     return torch.cat([next(kept) if word == "image" else table(torch.tensor([word])) for word in prompt])[None]
+
+
+def places(prompt, kept, sizes):
+    """int64 [1, L]: the position of every token of a prompt built by hand in the prompt with whole images."""
+    kept, sizes, rows, start = iter(kept), iter(sizes), [], 0
+    for word in prompt:
+        rows.append(start + next(kept) if word == "image" else torch.tensor([start]))
+        start += next(sizes) if word == "image" else 1
+    return torch.cat(rows)[None]

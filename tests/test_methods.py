@@ -46,13 +46,12 @@ def test_a_selection_is_k_distinct_ascending_candidates(method, k):
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: type(m).__name__)
 def test_a_method_reads_only_what_it_asks_for(method):
     c = context()
-    captures = {"features": c.features, "class_attention": (c.query, c.key)}
     bare = Context(c.batch, c.tokens, c.device, c.grid, prefix=1)
     if "features" in method.needs:
-        bare = dataclasses.replace(bare, features=captures["features"])
+        bare = dataclasses.replace(bare, features=c.features)
     if "projected" in method.needs:
         bare = dataclasses.replace(bare, projected=c.projected)
-    if "class_attention" in method.needs:
+    if "saliency" in method.needs:
         bare = dataclasses.replace(bare, query=c.query, key=c.key)
     if "attention_profile" in method.needs:
         bare = dataclasses.replace(bare, queries=c.queries, key=c.key)

@@ -32,16 +32,19 @@ def no_grad():
         yield
 
 
-def by_hand(model, prompts, pixel_values, kept, fixed=0):
+def by_hand(model, prompts, pixel_values, kept, fixed=0, positions="contiguous"):
     """Logits [L, V] of every prompt, each alone, from embeddings with only the ``kept`` rows of each image."""
     features = iter(models.projected(model, pixel_values)) if pixel_values is not None else iter(())
     kept = iter(kept)
     logits = []
     for prompt in prompts:
         images = [next(features) for _ in range(prompt.count("image"))]
-        rows = [torch.cat([image[:fixed], image[fixed:][next(kept)]]) for image in images]
-        embeds = models.embedded(model, prompt, rows)
-        logits.append(model(inputs_embeds=embeds, attention_mask=torch.ones(embeds.shape[:2], dtype=torch.long)).logits[0])
+        choices = [torch.cat([torch.arange(fixed), fixed + next(kept)]) for _ in images]
+        embeds = models.embedded(model, prompt, [image[choice] for image, choice in zip(images, choices, strict=True)])
+        places = models.places(prompt, choices, [len(image) for image in images])
+        more = {"position_ids": places} if positions == "original" else {}
+        mask = torch.ones(embeds.shape[:2], dtype=torch.long)
+        logits.append(model(inputs_embeds=embeds, attention_mask=mask, **more).logits[0])
     return logits
 
 
@@ -72,7 +75,7 @@ def test_a_mixed_batch_is_the_prompt_built_by_hand(model, method, side):
     x = models.inputs(model, prompts, side=side)
     with prune(model, method, keep=5) as pruning:
         logits = model(**x).logits
-    expected = by_hand(model, prompts, x["pixel_values"], pruning.last.indices)
+    expected = by_hand(model, prompts, x["pixel_values"], pruning.last.indices, positions=pruning.options.positions)
     assert logits.shape[:2] == (4, len(LONG))  # the row that was the longest, 51 tokens, is no longer
     same(rows_of(logits, map(len, expected), side), expected)
 
@@ -191,7 +194,7 @@ def test_the_projector_runs_on_kept_tokens_only(model):
     with prune(model, Scope(), keep=5):
         model(**models.inputs(model, [TWO]))
     handle.remove()
-    assert seen == [(3, 5, 32)]
+    assert seen == [(1, 15, 32)]  # of three images
 
 
 def test_sdpa_stays_and_nobody_asks_for_attention_maps(model):
@@ -408,8 +411,8 @@ def test_a_tower_without_a_class_token(strategy):
             seen.append((context.tokens, context.grid, context.features.shape[1]))
             return Selection(torch.arange(k).expand(context.batch, k))
 
-    for method in (Mine(), Uniform(), FoPru(), FoPru(source="logits"), GPrune()):
-        with prune(model, method, keep=5) as pruning:
+    for method in (Mine(), *METHODS, FoPru(source="logits")):
+        with prune(model, method, keep=5, positions="contiguous") as pruning:
             logits = model(**x).logits
         expected = by_hand(model, [ONE, TWO], x["pixel_values"], pruning.last.indices)
         same(rows_of(logits, map(len, expected), "left"), expected)

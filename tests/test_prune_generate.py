@@ -51,7 +51,7 @@ def by_hand(model, prompts, pixel_values, kept, **options):
 def check(model, prompts, *, method=None, rows=1, **options):
     """Prunes, generates both ways, compares; returns the pruned result and the record."""
     x = models.inputs(model, prompts)
-    with prune(model, method or Scope(), keep=5) as pruning:
+    with prune(model, method or Scope(), keep=5, positions="contiguous") as pruning:
         torch.manual_seed(5)
         out = model.generate(**x, **options)
     torch.manual_seed(5)

@@ -269,10 +269,16 @@ class TestRefusals:
     def test_class_attention_of_a_tower_without_a_class_token(self):
         model = models.llava(tower="siglip", strategy="full")
         given = state(model)
-        for method in (Scope(), TopAttention()):
-            message = f"method {type(method).__name__} needs the attention of a class token, which SiglipVisionModel does not"
-            with pytest.raises(ValueError, match=rf"{message}.*vt.Random\(\), vt.Uniform\(\)"):
-                prune(model, method, keep=3)
+
+        class Mine:
+            needs = frozenset({"class_attention"})
+
+            def select(self, context, k):
+                raise AssertionError
+
+        message = "method Mine needs the attention of a class token, which SiglipVisionModel does not have"
+        with pytest.raises(ValueError, match=rf"{message}.*'saliency' gets the attention received"):
+            prune(model, Mine(), keep=3)
         assert state(model) == given
 
     def test_rows_of_the_image_that_the_budget_does_not_fill(self, model, before):

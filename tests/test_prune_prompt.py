@@ -3,9 +3,13 @@
 import pytest
 import torch
 
-from vtkernels.integrations.transformers.prompt import shorten
+from vtkernels.integrations.transformers.prompt import Placeholders, shorten
 
 X, P = 9, 0  # placeholder, padding
+
+
+def images(before, after):
+    return Placeholders("images", X, list(before), list(after))
 
 
 def cut(ids, mask=None, sizes=(3,), keep=2, **more):
@@ -13,7 +17,7 @@ def cut(ids, mask=None, sizes=(3,), keep=2, **more):
     if mask is not None:
         arguments["attention_mask"] = torch.tensor(mask)
     given = {k: v.clone() for k, v in arguments.items()}
-    short = shorten(arguments, name="input_ids", token=X, before=list(sizes), after=[keep] * len(sizes), pad=P)
+    short = shorten(arguments, name="input_ids", kinds=[images(sizes, [keep] * len(sizes))], pad=P).arguments
     assert all(arguments[k].equal(v) for k, v in given.items()), "the caller's tensors were written"
     return {k: v.tolist() for k, v in short.items()}
 
@@ -28,7 +32,8 @@ def test_touching_images_and_images_of_unequal_size():
 
 def test_a_whole_prompt_comes_back_as_it_is():
     arguments = {"input_ids": torch.tensor([[1, X, X, X]])}
-    assert shorten(arguments, name="input_ids", token=X, before=[3], after=[3], pad=P) is arguments
+    short = shorten(arguments, name="input_ids", kinds=[images([3], [3])], pad=P)
+    assert short.arguments is arguments and short.columns is None
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -4,7 +4,20 @@ from vtkernels import reference
 from vtkernels._version import __version__
 from vtkernels.backends import backend, status, which
 from vtkernels.integrations import Pruning, Record, prune
-from vtkernels.methods import PAR, Context, FoPru, GPrune, HoloV, Method, Random, Scope, Selection, TopAttention, Uniform
+from vtkernels.methods import (
+    PAR,
+    Context,
+    FoPru,
+    GPrune,
+    HoloV,
+    Method,
+    Policy,
+    Random,
+    Scope,
+    Selection,
+    TopAttention,
+    Uniform,
+)
 from vtkernels.ops import (
     attention_profile,
     attention_topk,
@@ -31,6 +44,7 @@ __all__ = [
     "GPrune",
     "HoloV",
     "Method",
+    "Policy",
     "Pruning",
     "Random",
     "Record",

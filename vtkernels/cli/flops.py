@@ -12,7 +12,7 @@ from typing import Any
 from vtkernels import flops, methods
 from vtkernels.cli import _arguments, _console, _published, _sizes
 from vtkernels.cli._errors import UsageError, first_line, require
-from vtkernels.integrations.transformers.pruning import budget
+from vtkernels.integrations.transformers.budget import budget
 
 _DEFAULT = "llava-1.5-7b"
 _BYTES = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0, "float8": 1.0}

@@ -1,6 +1,6 @@
 """Pruning methods: small frozen dataclasses made of ops. Nothing here knows a model."""
 
-from vtkernels.methods._base import Context, Method, Selection
+from vtkernels.methods._base import Context, Method, Policy, Selection
 from vtkernels.methods.baselines import Random, TopAttention, Uniform
 from vtkernels.methods.fopru import FoPru
 from vtkernels.methods.gprune import GPrune
@@ -8,4 +8,17 @@ from vtkernels.methods.holov import HoloV
 from vtkernels.methods.par import PAR
 from vtkernels.methods.scope import Scope
 
-__all__ = ["PAR", "Context", "FoPru", "GPrune", "HoloV", "Method", "Random", "Scope", "Selection", "TopAttention", "Uniform"]
+__all__ = [
+    "PAR",
+    "Context",
+    "FoPru",
+    "GPrune",
+    "HoloV",
+    "Method",
+    "Policy",
+    "Random",
+    "Scope",
+    "Selection",
+    "TopAttention",
+    "Uniform",
+]

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from vtkernels import ops
+
 
 @dataclass(frozen=True)
 class Context:
-    """What a method sees of B images with N candidate tokens each. A capture that was not asked for is None.
+    """What a method sees of B sets of N candidate tokens each. A capture that was not asked for is None.
+
+    A set is what shares a budget: an image, a crop, a frame, or several of them together (see :class:`Policy`).
 
     Attributes:
         batch: B.
@@ -21,10 +25,14 @@ class Context:
         grid: rows and columns of the patch grid, token n at ``divmod(n, columns)``; None where the candidates do not fill it.
         features: [B, N, D] before the projector (``"features"``).
         projected: [B, N, D'] after the projector (``"projected"``).
-        query: [B, H, d] query of the class token in the layer whose output is the feature layer (``"class_attention"``).
-        queries: [B, H, T, d] queries of all tokens of that layer (``"attention_profile"``).
-        key: [B, H, T, d] keys of all tokens of that layer (``"class_attention"``, ``"attention_profile"``).
-        prefix: tokens at the front of ``key`` that are no candidates (the class token), T = prefix + N.
+        query: [C, H, d] query of the class token in the layer whose output is the feature layer (``"class_attention"``, and
+            ``"saliency"`` where the tower has a class token).
+        queries: [C, H, T, d] queries of all tokens of that layer (``"attention_profile"``, and ``"saliency"`` where the tower
+            has no class token).
+        key: [C, H, T, d] keys of all tokens of that layer (with either of the two).
+        prefix: tokens at the front of ``key`` that are no patches (the class token).
+        arrange: None where each set is one call of the tower: then C = B and T = prefix + N. Otherwise the function that takes
+            a score [C, T - prefix] of the patches to [B, N] of the candidates (joined, unpadded or pooled).
         prompt: [B, L, D'] the text of each image's row as input embeddings of the language model (``"prompt"``).
         prompt_ids: int64 [B, L] the ids of that text, a padding id behind the length (``"prompt"``).
         prompt_lengths: int64 [B] (``"prompt"``), at least 1.
@@ -40,9 +48,53 @@ class Context:
     queries: Tensor | None = None
     key: Tensor | None = None
     prefix: int = 0
+    arrange: Callable[[Tensor], Tensor] | None = None
     prompt: Tensor | None = None
     prompt_ids: Tensor | None = None
     prompt_lengths: Tensor | None = None
+
+    def saliency(self, reduce: str = "mean") -> Tensor:
+        """What the class token's attention gives each candidate, float32 [B, N] (needs ``"saliency"``).
+
+        In a tower without a class token (SigLIP): the attention that the candidate receives from all tokens, mean over them.
+
+        Args:
+            reduce: over heads, ``"mean"`` or ``"sum"``.
+        """
+        if self.query is not None:
+            return self._arranged(ops.cls_attention(self.query, self.key, prefix=self.prefix, reduce=reduce))
+        received = ops.attention_profile(self.queries, self.key, prefix=self.prefix)[0]
+        return self._arranged(received * self.key.shape[1] if reduce == "sum" else received)
+
+    def attention_profile(self, *, softmax: bool = True) -> tuple[Tensor, Tensor]:
+        """What each candidate receives and gives, two float32 [B, N] (needs ``"attention_profile"``)."""
+        received, given = ops.attention_profile(self.queries, self.key, prefix=self.prefix, softmax=softmax)
+        return self._arranged(received), self._arranged(given)
+
+    def _arranged(self, scores: Tensor) -> Tensor:
+        return scores if self.arrange is None else self.arrange(scores)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What a method's source does where a model has more than one grid of patches per image, or leaves it open.
+
+    ``vtkernels.prune`` takes these unless its arguments say otherwise.
+
+    Attributes:
+        budgets: the ways of sharing ``keep`` that the method has a meaning for, its own first. ``"per_crop"``: every crop (or
+            frame) gets an equal share and is chosen from on its own; ``"joint"``: all candidates of an image are one set;
+            ``"per_branch"``: the base crop and the grid of tiles are two sets, with shares in proportion to their sizes.
+        positions: of kept tokens in the language model, ``"contiguous"`` or ``"original"`` (those of the whole prompt, with
+            gaps).
+        newlines: ``"keep"`` the newline token of every row of the grid, or ``"drop"`` them.
+        padding: patches in the border that fills up the grid: ``"include"`` them among the candidates, or ``"exclude"``.
+    """
+
+    budgets: tuple[str, ...] = ("per_crop", "joint")
+    positions: str = "contiguous"
+    newlines: str = "keep"
+    padding: str = "exclude"
 
 
 @dataclass(frozen=True)
@@ -64,12 +116,18 @@ class Selection:
 class Method(Protocol):
     """Any object with these two members is a method; nothing is registered.
 
-    ``needs`` names captures: ``"features"``, ``"projected"``, ``"class_attention"``, ``"attention_profile"``, ``"prompt"``.
+    ``needs`` names captures: ``"features"``, ``"projected"``, ``"saliency"``, ``"class_attention"`` (as ``"saliency"``, but an
+    error where the tower has no class token), ``"attention_profile"``, ``"prompt"``.
 
-    A method may have a third, ``kept_tokens(keep, tokens, grid) -> int``: how many of ``tokens`` candidates it keeps of a
-    ``keep`` that is in range, with ValueError where it cannot keep that many. Without it an int is itself, and a fraction is
-    rounded to the nearest, at least 1. One that needs the prompt may have ``special_ids``, the token ids that are no text;
-    without it, or where it is None, those are the model's padding, start and end tokens.
+    It may have more:
+
+    - ``policy``, a :class:`Policy`; without it, the defaults of that class;
+    - ``kept_tokens(keep, tokens, grid) -> int``: how many of ``tokens`` candidates it keeps of a ``keep`` that is in range,
+      with ValueError where it cannot keep that many. Without it an int is itself, and a fraction is rounded to the nearest, at
+      least 1;
+    - ``step(grid) -> int``: shares of a budget come in multiples of it (1 without it);
+    - ``special_ids``, where it needs the prompt: the token ids that are no text; without it, or where it is None, those are
+      the model's padding, start and end tokens.
     """
 
     @property

@@ -18,14 +18,19 @@ _WORD = 0xFFFFFFFF
 class TopAttention:
     """The tokens that the class token attends to most, mean over heads, in the layer whose output is the feature layer.
 
+    Without a class token: those that receive most attention.
+
     Source: class-token ranking as in FasterVLM, arXiv 2412.01818.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"class_attention"})
+    needs: ClassVar[frozenset[str]] = frozenset({"saliency"})
 
     def select(self, context: Context, k: int) -> Selection:
         """Scores are the attention."""
-        return Selection(*ops.attention_topk(context.query, context.key, k, prefix=context.prefix))
+        if context.query is not None and context.arrange is None:
+            return Selection(*ops.attention_topk(context.query, context.key, k, prefix=context.prefix))
+        saliency = context.saliency()
+        return Selection(ops.topk_select(saliency, k), saliency)
 
 
 @dataclass(frozen=True)

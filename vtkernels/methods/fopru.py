@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vtkernels import ops
-from vtkernels.methods._base import Context, Selection
+from vtkernels.methods._base import Context, Policy, Selection
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,8 @@ class FoPru:
     """FoPru: the tokens that stand out in the attention map of the layer whose output is the feature layer.
 
     The map is averaged over heads and loses its class token. Significance is what each token receives (column mean) or what
-    it gives (row mean), per image whichever varies more (equal: received). The prompt is not used.
+    it gives (row mean), per image whichever varies more (equal: received). The prompt is not used. The paper is silent on
+    LLaVA-NeXT: here every crop is chosen from on its own, padding included, and newline tokens are dropped.
 
     The paper speaks of attention, of a choice between tokens and rows, and of tokens put back in their order. The nearest
     published code hands over the scaled logits before the softmax. ``source="softmax"`` is our reading of the paper's words,
@@ -41,6 +42,7 @@ class FoPru:
     source: str = "softmax"
 
     needs: ClassVar[frozenset[str]] = frozenset({"attention_profile"})
+    policy: ClassVar[Policy] = Policy(newlines="drop", padding="include")
 
     def __post_init__(self) -> None:
         for name, choices in (("strategy", ("rank", "row")), ("source", ("softmax", "logits"))):
@@ -66,11 +68,13 @@ class FoPru:
             raise ValueError(f"FoPru: strategy 'row' keeps whole rows of {width} tokens, got keep = {keep}; take {nearest}")
         return int(keep)
 
+    def step(self, grid: tuple[int, int] | None) -> int:
+        """A crop keeps whole rows too."""
+        return 1 if self.strategy == "rank" else grid[1]
+
     def select(self, context: Context, k: int) -> Selection:
         """Scores are the significance."""
-        received, given = ops.attention_profile(
-            context.queries, context.key, prefix=context.prefix, softmax=self.source == "softmax"
-        )
+        received, given = context.attention_profile(softmax=self.source == "softmax")
         significance = torch.where(_variance(received) >= _variance(given), received, given)
         if self.strategy == "rank":
             return Selection(ops.topk_select(significance, k), significance)

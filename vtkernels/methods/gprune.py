@@ -8,7 +8,7 @@ from numbers import Integral, Real
 from typing import ClassVar
 
 from vtkernels import ops
-from vtkernels.methods._base import Context, Selection
+from vtkernels.methods._base import Context, Policy, Selection
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,9 @@ class GPrune:
     code: similarity kept as it is from 0.5 on (the paper's best is said to be 0.7), each token's own degree. The code computes
     in half precision and raises the matrix to a power; here the state is float32 and the power a chain of vector products.
 
-    On LLaVA-1.5, which the published code cannot run, this is its base branch alone. The published code also gives kept
-    tokens their original, gapped positions; here positions are contiguous, as those of every other method.
+    On LLaVA-NeXT the base crop and the unpadded grid are chosen from apart, each with its share of the budget; all newline
+    tokens are kept, and kept tokens have their original, gapped positions, as in the published code. On LLaVA-1.5, which that
+    code cannot run, this is its base branch alone.
 
     Args:
         threshold: least similarity of two neighbours, in (0, 1].
@@ -41,6 +42,7 @@ class GPrune:
     iterations: int = 5
 
     needs: ClassVar[frozenset[str]] = frozenset({"projected"})
+    policy: ClassVar[Policy] = Policy(budgets=("per_branch",), positions="original")
 
     def __post_init__(self) -> None:
         for name, kind, takes in (("threshold", Real, "a number"), ("temperature", Real, "a number"),

@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from vtkernels import ops
-from vtkernels.methods._base import Context, Selection
+from vtkernels.methods._base import Context, Policy, Selection
 
 
 @dataclass(frozen=True)
 class HoloV:
     """HoloV: the token sequence is cut into runs ("crops"), the budget is shared over them, and each run keeps its best tokens.
 
-    Attention is that of the class token in the layer whose output is the feature layer, mean over heads; features are taken
-    after the projector. The prompt is not used.
+    Attention is that of the class token in the layer whose output is the feature layer, mean over heads (without a class token:
+    attention received); features are taken after the projector. The prompt is not used. On LLaVA-NeXT the base crop and the
+    unpadded grid are one sequence, and newline tokens are dropped, as in the published code.
 
     The paper shares the budget by the mean of variance plus attention of a run, hands on what exceeds a run, and ranks tokens
     by variance plus attention. The published code computes that mix for the share alone, where variance weighs at most 9 %,
@@ -39,7 +40,8 @@ class HoloV:
     crops: int | None = None
     variant: str = "full"
 
-    needs: ClassVar[frozenset[str]] = frozenset({"projected", "class_attention"})
+    needs: ClassVar[frozenset[str]] = frozenset({"projected", "saliency"})
+    policy: ClassVar[Policy] = Policy(budgets=("joint",), newlines="drop")
 
     def __post_init__(self) -> None:
         if self.crops is not None:
@@ -54,6 +56,6 @@ class HoloV:
 
     def select(self, context: Context, k: int) -> Selection:
         """Scores are the attention."""
-        attention = ops.cls_attention(context.query, context.key, prefix=context.prefix)
+        attention = context.saliency()
         crops = self.crops or max(1, (1024 * context.tokens) // (576 * max(k, 1)))
         return Selection(ops.crop_topk(attention, context.projected, k, crops=crops, variant=self.variant), attention)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from vtkernels import ops
-from vtkernels.methods._base import Context, Selection
+from vtkernels.methods._base import Context, Policy, Selection
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,9 @@ class PAR:
     4. every other token of a retrieved cluster is averaged into the kept token of its cluster that is most similar to it
        (``vt.route_tokens``, ``vt.merge_tokens``); tokens of other clusters are dropped.
 
-    Visual tokens are taken after the projector. The prompt is all text of the image's row that is neither placeholder, padding
-    nor special, as input embeddings of the language model; ``text_encoder`` replaces it by a better space.
+    Visual tokens are taken after the projector; all crops of an image are one set. The prompt is all text of the image's row
+    that is neither placeholder, padding nor special, as input embeddings of the language model; ``text_encoder`` replaces it by
+    a better space.
 
     Args:
         threshold: the least cosine of two tokens that are alike, in (0, 1].
@@ -54,6 +55,8 @@ class PAR:
     route: str = "merge"
     text_encoder: Callable[[Tensor], Any] | None = None
     special_ids: Iterable[int] | None = None
+
+    policy: ClassVar[Policy] = Policy(budgets=("joint",))
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold <= 1:

@@ -7,15 +7,18 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from vtkernels import ops
-from vtkernels.methods._base import Context, Selection
+from vtkernels.methods._base import Context, Policy, Selection
 
 
 @dataclass(frozen=True)
 class Scope:
     """SCOPE: tokens that cover the image's features and that the class token attends to.
 
-    Saliency is the attention of the class token in the layer whose output is the feature layer, summed over heads;
-    features are taken before the projector. The prompt is not used.
+    Saliency is the attention of the class token in the layer whose output is the feature layer, summed over heads (without a
+    class token: attention received); features are taken before the projector. The prompt is not used.
+
+    On LLaVA-NeXT every crop is chosen from on its own, padding included, and newline tokens are dropped, as in the published
+    code; its budget is an equal share rounded down, here the first crops take the remainder.
 
     Args:
         alpha: exponent of the saliency, finite and >= 0 (0: coverage alone).
@@ -31,7 +34,8 @@ class Scope:
     alpha: float = 1.0
     combine: str = "multiply"
 
-    needs: ClassVar[frozenset[str]] = frozenset({"features", "class_attention"})
+    needs: ClassVar[frozenset[str]] = frozenset({"features", "saliency"})
+    policy: ClassVar[Policy] = Policy(newlines="drop", padding="include")
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.alpha) and self.alpha >= 0):
@@ -41,6 +45,6 @@ class Scope:
 
     def select(self, context: Context, k: int) -> Selection:
         """Scores are the saliency."""
-        saliency = ops.cls_attention(context.query, context.key, prefix=context.prefix, reduce="sum")
+        saliency = context.saliency(reduce="sum")
         indices = ops.scope_select(context.features, saliency, k, alpha=self.alpha, combine=self.combine)
         return Selection(indices, saliency)

@@ -3,23 +3,49 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from vtkernels.integrations.transformers.attach import Attachments
+
+if TYPE_CHECKING:
+    from vtkernels.integrations.transformers.layout import Layout
+    from vtkernels.integrations.transformers.selection import Kept
+    from vtkernels.integrations.transformers.visual import Visual
 
 _CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}
 
 
 @dataclass
 class Encoding:
-    """One call of the tower: what to capture, and what was captured."""
+    """One call of ``get_image_features`` or ``get_video_features``: what it is about, and what comes out.
 
-    layer: int | None
-    strategy: str
+    Attributes:
+        visual: whose call it is.
+        arguments: of the call, by name.
+        layouts: of its images.
+        layer: the encoder layer whose queries and keys are captured, if any.
+        captured: these.
+        features: what the projector was given, where the choice comes after it; ``rows`` and ``visible`` are its shape.
+        kept: the choice, one for each image.
+        tokens: [after, D] of each image, projected and in order; ``ranks`` are their places among all its visual tokens.
+    """
+
+    visual: Visual
+    arguments: dict[str, Any]
+    layouts: tuple[Layout, ...]
+    layer: int | None = None
     captured: dict[str, Tensor] = field(default_factory=dict)
+    features: Tensor | None = None
+    rows: int = 0
+    visible: int = 0
+    kept: list[Kept] | None = None
+    tokens: list[Tensor] | None = None
+    ranks: list[Tensor] = field(default_factory=list)
 
 
 # Per thread, so that calls that run side by side on one model do not mix their captures.
@@ -48,7 +74,7 @@ class Tower:
         self.prefix = _CLASS_TOKENS[kind]
         # transformers 5 moved the encoder up into the model
         self._layers = getattr(tower, "vision_model", tower).encoder.layers
-        self._watched: set[int] = set()
+        self._watched: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
     def layer_of(self, feature_layer: int | list[int] | tuple[int, ...]) -> int:
         """Index of the encoder layer whose output is ``hidden_states[feature_layer]``; of a list, the last entry counts.
@@ -67,13 +93,15 @@ class Tower:
         return layer
 
     def watch(self, layer: int, attachments: Attachments) -> None:
-        """Capture queries and keys of ``layer`` from now on, during an :class:`Encoding` that asks for it."""
-        if layer in self._watched:
-            return
-        self._watched.add(layer)
+        """Capture queries and keys of ``layer`` from now on, during an :class:`Encoding` that asks for it.
+
+        Called again before every encoding: an adapter may have taken the place of a projection since.
+        """
         attention = self._layers[layer].self_attn
         for name, projection in (("query", attention.q_proj), ("key", attention.k_proj)):
-            attachments.hook(projection.register_forward_hook, functools.partial(_capture, layer, name))
+            if projection not in self._watched:
+                self._watched.add(projection)
+                attachments.hook(projection.register_forward_hook, functools.partial(_capture, layer, name))
 
     def attention(self, encoding: Encoding) -> tuple[Tensor, Tensor]:
         """Queries and keys of all tokens, [B, H, T, d] each.

@@ -13,15 +13,37 @@ from torch import Tensor
 _FOLLOWERS = {"labels": -100, "token_type_ids": 0, "mm_token_type_ids": 0}
 
 
-def shorten(
-    arguments: dict[str, Any],
-    *,
-    name: str,
-    token: int,
-    before: Sequence[int],
-    after: Sequence[int],
-    pad: int,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Placeholders:
+    """One kind of visual input in a prompt.
+
+    Attributes:
+        noun: what one of them is called.
+        token: id of its placeholder.
+        before, after: placeholders of each, in the order of the prompt.
+    """
+
+    noun: str
+    token: int
+    before: Sequence[int]
+    after: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Short:
+    """A shortened prompt.
+
+    Attributes:
+        arguments: those of the call, with ids, attention mask, positions, labels and token types replaced.
+        columns: int64 [B, W] on the host, the column of the whole prompt that each column comes from, -1 for padding; None
+            where nothing was cut.
+    """
+
+    arguments: dict[str, Any]
+    columns: Tensor | None
+
+
+def shorten(arguments: dict[str, Any], *, name: str, kinds: Sequence[Placeholders], pad: int) -> Short:
     """Cut the placeholders of image i from ``before[i]`` to its first ``after[i]``, images in the order of the prompt.
 
     Rows lose their padding and are padded again to the longest row, each on the side it was padded on; a row without padding
@@ -31,12 +53,8 @@ def shorten(
     Args:
         arguments: of ``forward`` or ``generate``, by name. Not changed.
         name: the entry of ``arguments`` that holds the token ids [B, L].
-        token: id of a placeholder.
-        before, after: placeholders per image.
+        kinds: what the prompt has placeholders for.
         pad: id that a padding column gets.
-
-    Returns:
-        The arguments with ids, attention mask, positions, labels and token types replaced.
 
     Raises:
         ValueError: the placeholders do not match the images, or something that runs along the prompt cannot be shortened.
@@ -44,18 +62,20 @@ def shorten(
     ids = arguments[name]
     if ids.dim() != 2:
         raise ValueError(f"{name} must have shape [B, L], got {list(ids.shape)}")
-    placeholder = ids.cpu() == token
-    _check_counts(name, token, placeholder.sum(1).tolist(), before)
-    if list(before) == list(after):
-        return arguments
+    host = ids.cpu()
+    keep = torch.ones_like(host, dtype=torch.bool)
+    for kind in kinds:
+        placeholder = host == kind.token
+        _check_counts(name, kind, placeholder.sum(1).tolist())
+        if kind.before:
+            keep[placeholder] = torch.cat([torch.arange(n) < k for n, k in zip(kind.before, kind.after, strict=True)])
+    if keep.all():
+        return Short(arguments, None)
     if isinstance(arguments.get("logits_to_keep"), Tensor):
         raise ValueError("logits_to_keep must be an int on a pruned model: positions of the full prompt no longer exist")
 
-    keep = torch.ones_like(placeholder)
-    keep[placeholder] = torch.cat([torch.arange(n) < k for n, k in zip(before, after, strict=True)])
-
     mask, past = arguments.get("attention_mask"), 0
-    inside = torch.ones_like(placeholder)
+    inside = torch.ones_like(keep)
     if mask is not None:
         if mask.dim() != 2 or mask.shape[1] < ids.shape[1]:
             raise ValueError(
@@ -64,10 +84,10 @@ def shorten(
             )
         past = mask.shape[1] - ids.shape[1]  # columns of what is already in the cache
         inside = _inside(mask[:, past:].cpu().ne(0))
-    source = _pack(keep & inside, inside)
+    columns = _pack(keep & inside, inside)
 
-    rows, width = source.shape
-    source = source.to(ids.device)
+    rows, width = columns.shape
+    source = columns.to(ids.device)
     padding = source < 0
 
     def take(x: Tensor, fill: int) -> Tensor:
@@ -86,9 +106,28 @@ def shorten(
         short["cache_position"] = arguments["cache_position"][:width]
     if mask is not None:
         short["attention_mask"] = torch.cat([mask[:, :past], take(mask[:, past:], 0)], dim=1)
-    elif width * rows > int((keep & inside).sum()):
+    elif bool((columns < 0).any()):
         short["attention_mask"] = take(torch.ones_like(ids), 0)
-    return short
+    return Short(short, columns)
+
+
+def rows_of(ids: Tensor, kind: Placeholders) -> list[int]:
+    """The row of every image; :func:`shorten` has checked the counts."""
+    rows, sizes = [], iter(kind.before)
+    for row, count in enumerate((ids == kind.token).sum(1).tolist()):
+        while count > 0:
+            count -= next(sizes)
+            rows.append(row)
+    return rows
+
+
+def runs(ids: Tensor, token: int) -> list[int]:
+    """Lengths of the stretches of a placeholder, row by row."""
+    lengths = []
+    for row in (ids == token).cpu().int():
+        edges = torch.diff(torch.nn.functional.pad(row, (1, 1)))
+        lengths += ((edges == -1).nonzero() - (edges == 1).nonzero()).squeeze(1).tolist()
+    return lengths
 
 
 @dataclass(frozen=True)
@@ -104,41 +143,30 @@ class Text:
     lengths: Tensor
 
 
-def text_of_images(
+def text_of_rows(
     arguments: dict[str, Any],
     *,
     name: str,
-    token: int,
-    before: Sequence[int],
-    images: int,
+    rows: Sequence[int],
     special: Iterable[int],
     pad: int,
     who: str,
 ) -> Text:
-    """The :class:`Text` of every image: the ids of its row that are neither placeholder, masked nor ``special``.
+    """The :class:`Text` of images in the given ``rows``: the ids of the row that are neither masked nor ``special``.
 
     Args:
-        arguments, name, token, before, pad: as for :func:`shorten`, which has checked them.
-        images: images that come with the call; the last of the prompt, where a cache holds the others.
-        special: ids that are no text.
+        arguments, name, pad: as for :func:`shorten`.
+        special: ids that are no text: placeholders and others.
         who: the method that needs the text.
 
     Raises:
         ValueError: an image has no text.
     """
     ids = arguments[name].cpu()
-    words = ~torch.isin(ids, torch.tensor([token, *special]))
+    words = ~torch.isin(ids, torch.tensor(list(special)))
     mask = arguments.get("attention_mask")
     if mask is not None and mask.dim() == 2:
         words &= mask[:, mask.shape[1] - ids.shape[1] :].cpu().ne(0)
-    rows, sizes = [], iter(before)
-    for row, count in enumerate((ids == token).sum(1).tolist()):
-        while count > 0:
-            count -= next(sizes)
-            rows.append(row)
-    if images != len(rows) and len(ids) > 1:
-        raise ValueError(f"{who} cannot tell which rows the {images} images belong to: continue a cache with one row at a time")
-    rows = rows[-images:]
     lengths = words.sum(1)
     for row in rows:
         if not lengths[row]:
@@ -149,11 +177,13 @@ def text_of_images(
     width = int(lengths.max())
     packed = ids.gather(1, (~words).int().sort(dim=1, stable=True).indices[:, :width])
     packed = packed.masked_fill(torch.arange(width) >= lengths.unsqueeze(1), pad)
-    return Text(packed[rows], lengths[rows])
+    index = torch.tensor(rows, dtype=torch.int64)
+    return Text(packed[index], lengths[index])
 
 
-def _check_counts(name: str, token: int, counts: list[int], sizes: Sequence[int]) -> None:
+def _check_counts(name: str, kind: Placeholders, counts: list[int]) -> None:
     """Every row must hold whole images, and together they must hold all of them."""
+    sizes = kind.before
     each = " or ".join(str(size) for size in sorted(set(sizes)))
     image = 0
     for row, count in enumerate(counts):
@@ -163,13 +193,14 @@ def _check_counts(name: str, token: int, counts: list[int], sizes: Sequence[int]
             image += 1
         if left:
             raise ValueError(
-                f"{name} does not match the images: row {row} has {count} placeholders ({token}), but {len(sizes)} images "
-                f"of {each} tokens were given; expand the prompt as for the model without pruning"
+                f"{name} does not match the {kind.noun}: row {row} has {count} placeholders ({kind.token}), but {len(sizes)} "
+                f"{kind.noun} of {each or 'no'} tokens were given; expand the prompt as for the model without pruning"
             )
     if image < len(sizes):
         raise ValueError(
-            f"{name} does not match the images: it has placeholders ({token}) for {image} images, but {len(sizes)} were "
-            f"given; expand the prompt to {each} placeholders per image, as for the model without pruning"
+            f"{name} does not match the {kind.noun}: it has placeholders ({kind.token}) for {image} {kind.noun}, but "
+            f"{len(sizes)} were given; expand the prompt to {each} placeholders per {kind.noun.removesuffix('s')}, as for the "
+            f"model without pruning"
         )
 
 

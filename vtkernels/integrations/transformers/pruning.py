@@ -1,93 +1,84 @@
-"""A pruned model: what ``vt.prune`` returns, and the part that is the same for every family of models."""
+"""A pruned model: what ``vt.prune`` returns, and how it stands between the caller and the model."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
-from numbers import Integral, Real
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from vtkernels.integrations.transformers import generation
+from vtkernels.integrations.transformers import generation, positions
 from vtkernels.integrations.transformers.attach import Attachments, named_arguments
-from vtkernels.integrations.transformers.prompt import Text, shorten, text_of_images
-from vtkernels.methods import Context, Method, Selection
+from vtkernels.integrations.transformers.capture import Encoding
+from vtkernels.integrations.transformers.options import Options
+from vtkernels.integrations.transformers.positions import POSITIONS, Positions
+from vtkernels.integrations.transformers.prompt import Placeholders, Short, Text, rows_of, shorten, text_of_rows
+from vtkernels.integrations.transformers.record import Record
+from vtkernels.integrations.transformers.visual import Visual, hook_projector
+from vtkernels.methods import Method
 
 MARK = "_vtkernels_pruning"
 
 
 @dataclass(frozen=True)
-class Record:
-    """What one prefill kept, one entry per image in the order of the images.
-
-    Attributes:
-        indices: int64 [k], kept candidates, ascending; a class token is not counted.
-        scores: float32 [N] over all candidates, or None where the method has none.
-        newlines: newline tokens kept (0 on models without them).
-        tokens_before: visual tokens in the prompt.
-        tokens_after: visual tokens that the language model saw.
-    """
-
-    indices: list[Tensor] = field(default_factory=list)
-    scores: list[Tensor | None] = field(default_factory=list)
-    newlines: list[int] = field(default_factory=list)
-    tokens_before: list[int] = field(default_factory=list)
-    tokens_after: list[int] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
 class _Call:
-    """A running ``generate``: its forwards get a prompt that is already short."""
+    """A running ``generate``: its forwards get a prompt that is already short. ``counts``: images of each kind."""
 
     pruning: Pruning
-    images: int | None
+    counts: tuple[int, ...]
 
 
 _CALL: ContextVar[_Call | None] = ContextVar("vtkernels_generate", default=None)
-# What the running forward or generate has to say about its images, where the method asks for the prompt.
-_TEXT: ContextVar[Text | None] = ContextVar("vtkernels_text", default=None)
+# What the running call has to say about its images, by kind, where the method asks for the prompt.
+_TEXT: ContextVar[dict[str, Text] | None] = ContextVar("vtkernels_text", default=None)
+# The record that the running call writes.
+_RECORD: ContextVar[Record | None] = ContextVar("vtkernels_record", default=None)
 
 
-class Pruning(ABC):
+class Pruning:
     """A model with pruning attached. Made by :func:`vtkernels.prune`; a context manager that removes the pruning at its end.
 
     Attributes:
         model: the model, pruned in place.
         method: the method that chooses.
         keep: tokens per image or fraction, as given.
+        options: budget, positions, newlines and padding, the method's own choices filled in.
         last: the :class:`Record` of the latest prefill (with ``generate``: of its prefill; without images: empty lists).
 
     ``forward`` returns logits of the shortened prompt. Logits processors and stopping criteria of ``generate`` see the
     shortened ids; ``max_length``, ``min_length``, a streamer and the returned sequences speak of the original ones.
     """
 
-    def __init__(self, model: nn.Module, method: Method, keep: int | float) -> None:
+    def __init__(
+        self, model: nn.Module, method: Method, keep: int | float, options: Options, visuals: Sequence[type[Visual]]
+    ) -> None:
         self.model = model
         self.method = method
         self.keep = keep
+        self.options = options
         self.last = Record()
-        self._attachments = Attachments()
-
-    @abstractmethod
-    def _sizes(self, arguments: dict[str, Any], ids: Tensor, images: int | None) -> tuple[list[int], list[int]]:
-        """Visual tokens of each image in the prompt, before and after pruning; ``images`` None: as many as ``ids`` holds."""
-
-    @abstractmethod
-    def _attach(self) -> None:
-        """Hook and wrap what the family needs. Runs after every check."""
+        self.attachments = Attachments()
+        self._visuals = [visual(self) for visual in visuals]
+        for visual in self._visuals:
+            visual.check()
 
     def attach(self) -> Pruning:
         """Attach to the model, wholly or not at all."""
+        core = self.model.model
         try:
-            self._attachments.hook(self.model.register_forward_pre_hook, self._before_forward, with_kwargs=True)
-            self._attachments.wrap(self.model, "generate", self._generate)
-            if "prompt" in self.method.needs:
-                self._attachments.hook(self.model.register_forward_hook, self._after_forward, always_call=True)
-            self._attach()
+            # The instance's forward and not a hook, because wrappers such as PEFT's call forward itself.
+            self.attachments.wrap(self.model, "forward", self._forward)
+            self.attachments.wrap(self.model, "generate", self._generate)
+            hook_projector(core.multi_modal_projector, self.attachments)
+            for visual in self._visuals:
+                visual.attach(self.attachments)
+            if self.options.positions == "original":
+                positions.attach(core.language_model, self.attachments)
         except BaseException:
             self.remove()
             raise
@@ -96,7 +87,7 @@ class Pruning(ABC):
 
     def remove(self) -> None:
         """Restore the model. Twice is harmless."""
-        self._attachments.undo()
+        self.attachments.undo()
         if vars(self.model).get(MARK) is self:
             del vars(self.model)[MARK]
 
@@ -107,36 +98,46 @@ class Pruning(ABC):
         self.remove()
 
     @property
-    def _attached(self) -> bool:
+    def attached(self) -> bool:
         return vars(self.model).get(MARK) is self
 
-    def _before_forward(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict] | None:
-        arguments = named_arguments(model.forward, args, kwargs) if args else kwargs
-        images = _images(arguments)
-        if images is None:
+    # ---------------------------------------------------------------------------------------------- calls of the model
+
+    def _forward(self, original: Any, *args: Any, **kwargs: Any) -> Any:
+        if not self.attached:
+            return original(*args, **kwargs)
+        arguments = named_arguments(original, args, kwargs) if args else kwargs
+        counts = self._counts(arguments)
+        if not any(counts):
             if arguments.get("past_key_values") is None:  # not a decoding step
                 self.last = Record()
-            return None
+            return original(*args, **kwargs)
         call = _CALL.get()
         if call is not None and call.pruning is self:
-            return None
-        short = self._shorten(arguments, "input_ids", images)
-        _TEXT.set(self._text(arguments, "input_ids", images))
-        return (), short
-
-    def _after_forward(self, model: nn.Module, args: tuple, output: Any) -> None:
-        call = _CALL.get()
-        if call is None or call.pruning is not self:
-            _TEXT.set(None)
+            # transformers 5 has encoded the images before; 4 does it in here
+            with _held(_RECORD, Record() if self._pixels(arguments) else _RECORD.get()):
+                return original(*args, **kwargs)
+        kinds = self._kinds(arguments, "input_ids", counts)
+        short = self._shorten(arguments, "input_ids", kinds)
+        cache = arguments.get("past_key_values")
+        with (
+            _held(_RECORD, Record()),
+            _held(_TEXT, self._text(arguments, "input_ids", kinds, counts)),
+            _held(POSITIONS, self._positions(arguments, "input_ids", kinds, short, cache, generating=False)),
+        ):
+            return original(**short.arguments)
 
     def _generate(self, original: Any, *args: Any, **kwargs: Any) -> Any:
-        if not self._attached:
+        if not self.attached:
             return original(*args, **kwargs)
         arguments = named_arguments(original, args, kwargs)
         name = "inputs" if arguments.get("inputs") is not None else "input_ids"
-        ids, images = arguments.get(name), _images(arguments)
-        continues = _continues(arguments)
-        if images is None:
+        ids, counts = arguments.get(name), self._counts(arguments)
+        cache = arguments.get("past_key_values")
+        continues = positions.cached_tokens(cache) > 0
+        if not continues:
+            positions.forget(getattr(self.model, "_cache", None))  # a static cache that generate uses again
+        if not any(counts):
             self.last = Record()
             if ids is None or arguments.get("inputs_embeds") is not None or not continues:
                 return original(*args, **kwargs)
@@ -144,143 +145,141 @@ class Pruning(ABC):
         if ids is not None and arguments.get("attention_mask") is None:
             arguments["attention_mask"] = generation.padding_mask(self.model, arguments, ids)
         # a cache that is continued holds images of the prompt that do not come again
-        short = self._shorten(arguments, name, None if continues else images)
-        width = short[name].shape[1]
-        short = generation.shift_lengths(self.model, short, ids.shape[1], ids.shape[1] - width)
-        if short.get("streamer") is not None:
-            short["streamer"] = generation.OriginalPrompt(short["streamer"], ids)
-        text = _TEXT.set(None if images is None else self._text(arguments, name, images))
-        token = _CALL.set(_Call(self, images))
-        try:
-            result = original(**short)
-        finally:
-            _CALL.reset(token)
-            _TEXT.reset(text)
+        kinds = self._kinds(arguments, name, None if continues else counts)
+        short = self._shorten(arguments, name, kinds)
+        placed = self._positions(arguments, name, kinds, short, None, generating=True)
+        text = self._text(arguments, name, kinds, counts) if any(counts) else None
+        arguments = dict(short.arguments)
+        if placed is not None:
+            arguments.pop("position_ids", None)  # part of what is placed
+        width = arguments[name].shape[1]
+        arguments = generation.shift_lengths(self.model, arguments, ids.shape[1], ids.shape[1] - width)
+        if arguments.get("streamer") is not None:
+            arguments["streamer"] = generation.OriginalPrompt(arguments["streamer"], ids)
+        with (
+            _held(_CALL, _Call(self, counts)),
+            _held(_RECORD, Record()),
+            _held(_TEXT, text),
+            _held(POSITIONS, placed),
+        ):
+            result = original(**arguments)
         return generation.with_original_prompt(result, ids, width)
 
-    def _shorten(self, arguments: dict[str, Any], name: str, images: int | None) -> dict[str, Any]:
-        ids = arguments.get(name)
-        if ids is None or arguments.get("inputs_embeds") is not None:
+    # ---------------------------------------------------------------------------------------------- the prompt
+
+    def _counts(self, arguments: dict[str, Any]) -> tuple[int, ...]:
+        """Images of each kind that come with a call. Pre-encoded ones were pruned by ``get_image_features``."""
+        encoded = arguments.get("mm_encoder_outputs") or {}
+        counts = []
+        for visual in self._visuals:
+            given = encoded.get(visual.kind)
+            counts.append(visual.count(arguments) if given is None else len(given.pooler_output))
+        return tuple(counts)
+
+    def _pixels(self, arguments: dict[str, Any]) -> bool:
+        return any(visual.count(arguments) for visual in self._visuals)
+
+    def _kinds(self, arguments: dict[str, Any], name: str, counts: tuple[int, ...] | None) -> list[Placeholders]:
+        """The placeholders of every kind; ``counts`` None: as many as the prompt holds."""
+        if arguments.get(name) is None or arguments.get("inputs_embeds") is not None:
             raise ValueError(
                 "a pruned model finds the image placeholders in input_ids: give input_ids, not inputs_embeds, with images"
             )
-        before, after = self._sizes(arguments, ids, images)
-        pad = generation.option(self.model, arguments, "pad_token_id") or 0
-        return shorten(arguments, name=name, token=self.model.config.image_token_id, before=before, after=after, pad=pad)
+        return [
+            visual.placeholders(arguments, name, None if counts is None else counts[number])
+            for number, visual in enumerate(self._visuals)
+        ]
 
-    def _budget(self, candidates: int, grid: tuple[int, int] | None) -> int:
-        """Tokens to keep of ``candidates``.
+    def _shorten(self, arguments: dict[str, Any], name: str, kinds: list[Placeholders]) -> Short:
+        return shorten(arguments, name=name, kinds=kinds, pad=generation.option(self.model, arguments, "pad_token_id") or 0)
 
-        Raises:
-            TypeError: ``keep`` is not a number.
-            ValueError: ``keep`` is out of range, or the method cannot keep that many.
-        """
-        k = budget(self.keep, candidates)
-        own = getattr(self.method, "kept_tokens", None)
-        if own is None:
-            return k
-        k = own(self.keep, candidates, grid)
-        if not 1 <= k <= candidates:
-            raise ValueError(f"{type(self.method).__name__}.kept_tokens must be between 1 and {candidates}, got {k}")
-        return k
+    def _positions(
+        self, arguments: dict[str, Any], name: str, kinds: list[Placeholders], short: Short, cache: Any, *, generating: bool
+    ) -> Positions | None:
+        """The positions of a shortened prompt, where they have gaps."""
+        if self.options.positions == "contiguous" or short.columns is None:
+            return None
+        if (arguments.get("mm_encoder_outputs") or {}).keys() & {visual.kind for visual in self._visuals}:
+            raise ValueError(
+                "positions = 'original' needs to see the images being encoded: give pixel_values, not mm_encoder_outputs"
+            )
+        return positions.of_prompt(arguments, name=name, kinds=kinds, short=short, cache=cache, generating=generating)
 
-    def _text(self, arguments: dict[str, Any], name: str, images: int) -> Text | None:
-        """The text around each image of a call, where the method asks for it."""
+    def _text(
+        self, arguments: dict[str, Any], name: str, kinds: list[Placeholders], counts: tuple[int, ...]
+    ) -> dict[str, Text] | None:
+        """The text around each image of a call, by kind, where the method asks for it."""
         if "prompt" not in self.method.needs:
             return None
         special = getattr(self.method, "special_ids", None)
-        ids = arguments[name]
-        return text_of_images(
-            arguments,
-            name=name,
-            token=self.model.config.image_token_id,
-            before=self._sizes(arguments, ids, None)[0],
-            images=images,
-            special=generation.special_ids(self.model, arguments) if special is None else special,
-            pad=generation.option(self.model, arguments, "pad_token_id") or 0,
-            who=type(self.method).__name__,
-        )
+        special = generation.special_ids(self.model, arguments) if special is None else special
+        ids, who, texts = arguments[name].cpu(), type(self.method).__name__, {}
+        for visual, kind, count in zip(self._visuals, kinds, counts, strict=True):
+            if not count:
+                continue
+            rows = rows_of(ids, kind)
+            if count != len(rows) and len(ids) > 1:
+                raise ValueError(
+                    f"{who} cannot tell which rows the {count} {kind.noun} belong to: continue a cache with one row at a time"
+                )
+            texts[visual.kind] = text_of_rows(
+                arguments,
+                name=name,
+                rows=rows[-count:],  # the last of the prompt, where a cache holds the others
+                special={*special, *(other.token for other in kinds)},
+                pad=generation.option(self.model, arguments, "pad_token_id") or 0,
+                who=who,
+            )
+        return texts
 
-    def _prompt(self, batch: int, device: torch.device) -> dict[str, Tensor]:
-        """The prompt captures of ``batch`` images that are being encoded."""
-        text = _TEXT.get()
+    # ---------------------------------------------------------------------------------------------- for the visuals
+
+    def prompt_of(self, visual: Visual, images: int, device: torch.device) -> dict[str, Tensor]:
+        """The prompt captures of ``images`` that are being encoded."""
+        text = (_TEXT.get() or {}).get(visual.kind)
         if text is None:
             raise ValueError(
-                f"{type(self.method).__name__} needs the prompt, which get_image_features does not see: call the model or its "
+                f"{type(self.method).__name__} needs the prompt, which {visual.encode} does not see: call the model or its "
                 f"generate, or use vt.HoloV(), vt.Scope() or another method without it"
             )
-        repeats = batch // len(text.ids)  # transformers 4 repeats the images for every beam, next to each other
+        repeats = images // len(text.ids)  # transformers 4 repeats the images for every beam, next to each other
         ids, lengths = (x.repeat_interleave(repeats, 0).to(device) for x in (text.ids, text.lengths))
         table = self.model.get_input_embeddings()
         with torch.no_grad():
             embedded = table(ids.to(table.weight.device)).to(device)
         return {"prompt": embedded, "prompt_ids": ids, "prompt_lengths": lengths}
 
-    def _select(self, context: Context, k: int) -> Selection:
-        """The method's answer, checked as far as it can be without reading it."""
-        with torch.no_grad():
-            selection = self.method.select(context, k)
-        who = f"{type(self.method).__name__}.select"
-        indices = getattr(selection, "indices", None)
-        if not isinstance(indices, Tensor):
-            raise TypeError(f"{who} must return vt.Selection(indices, scores), got {type(selection).__name__}")
-        if indices.dtype != torch.int64 or indices.shape != (context.batch, k):
-            raise ValueError(
-                f"{who} must return int64 indices of shape {[context.batch, k]}, got {indices.dtype} {list(indices.shape)}"
-            )
-        assignment = getattr(selection, "assignment", None)
-        if assignment is not None and (assignment.dtype != torch.int64 or assignment.shape != (context.batch, context.tokens)):
-            raise ValueError(
-                f"{who} must return an int64 assignment of shape {[context.batch, context.tokens]} or None, got "
-                f"{assignment.dtype} {list(assignment.shape)}"
-            )
-        return selection
-
-    def _keep_record(self, selection: Selection, before: int, after: int) -> None:
+    def keep_record(self, visual: Visual, encoding: Encoding) -> None:
+        """Write what an encoding kept to the record of the running call."""
         call = _CALL.get()
-        batch = selection.indices.shape[0]
+        given = call.counts[self._visuals.index(visual)] if call is not None and call.pruning is self else 0
         # transformers 4 repeats the images for every beam, next to each other
-        repeats = batch // call.images if call is not None and call.pruning is self and call.images else 1
-        images = batch // repeats
-        self.last = Record(
-            indices=list(selection.indices[::repeats]),
-            scores=[None] * images if selection.scores is None else list(selection.scores[::repeats]),
-            newlines=[0] * images,
-            tokens_before=[before] * images,
-            tokens_after=[after] * images,
-        )
+        repeats = len(encoding.layouts) // given if given else 1
+        record = _RECORD.get()
+        record = Record() if record is None else record
+        placed = POSITIONS.get()
+        if placed is not None:
+            placed.place([rank.sort().values for rank in encoding.ranks[::repeats]])
+        for layout, kept in list(zip(encoding.layouts, encoding.kept, strict=True))[::repeats]:
+            record.indices.append(kept.candidates if layout.geometry.crops == 1 else _ascending(kept.candidates))
+            record.scores.append(kept.scores)
+            record.newlines.append(layout.newlines)
+            record.tokens_before.append(layout.before)
+            record.tokens_after.append(layout.after)
+        self.last = record
 
 
-def budget(keep: int | float, candidates: int) -> int:
-    """Tokens to keep of ``candidates``: an integer as it is, a fraction rounded to the nearest and at least 1.
-
-    Raises:
-        TypeError: ``keep`` is not a number.
-        ValueError: ``keep`` is out of range.
-    """
-    if isinstance(keep, bool) or not isinstance(keep, Real):
-        raise TypeError(f"keep must be an int >= 1 or a fraction in (0, 1], got {keep!r}")
-    if isinstance(keep, Integral):
-        if not 1 <= keep <= candidates:
-            raise ValueError(
-                f"keep = {keep} must be between 1 and the {candidates} patch tokens that this model has per image, or a "
-                f"fraction in (0, 1]"
-            )
-        return int(keep)
-    if not 0 < keep <= 1:
-        raise ValueError(f"keep = {keep} must be a fraction in (0, 1], or an int from 1 to {candidates} (tokens per image)")
-    return max(1, int(keep * candidates + 0.5))
+def _ascending(candidates: Tensor) -> Tensor:
+    """Sorted, with -1 (a zero vector) at the end."""
+    last = torch.iinfo(candidates.dtype).max
+    ordered = candidates.masked_fill(candidates < 0, last).sort().values
+    return ordered.masked_fill(ordered == last, -1)
 
 
-def _images(arguments: dict[str, Any]) -> int | None:
-    """Images that come with a call; None where it has none. Pre-encoded ones were pruned by ``get_image_features``."""
-    if arguments.get("pixel_values") is not None:
-        return len(arguments["pixel_values"])
-    encoded = (arguments.get("mm_encoder_outputs") or {}).get("image")
-    return None if encoded is None else len(encoded.pooler_output)
-
-
-def _continues(arguments: dict[str, Any]) -> bool:
-    """Whether ``generate`` continues a cache, which holds the start of the prompt already."""
-    length = getattr(arguments.get("past_key_values"), "get_seq_length", None)
-    return length is not None and int(length()) > 0
+@contextmanager
+def _held(variable: ContextVar, value: Any) -> Iterator[None]:
+    token = variable.set(value)
+    try:
+        yield
+    finally:
+        variable.reset(token)
