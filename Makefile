@@ -7,7 +7,7 @@ BIN := .venv/bin
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml constraints.txt
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint bench build clean
+.PHONY: demo test test-original lint bench build clean
 
 demo: build
 	$(BIN)/python -m vtkernels demo
@@ -35,5 +35,15 @@ build: .venv/.built
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation --editable ".[dev]"
 	touch $@
 
+# The original LLaVA code base without its pins, torch 2.0.1 among them.
+test-original: build .venv-original/.installed
+	.venv-original/bin/python -m pytest tests/test_prune_original.py
+
+.venv-original/.installed: constraints.txt
+	$(PYTHON) -m venv .venv-original
+	.venv-original/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch pytest "transformers==4.37.2" pillow
+	.venv-original/bin/python -m pip install --quiet --disable-pip-version-check --no-deps "llava-torch==1.2.2.post1"
+	touch $@
+
 clean:
-	rm -rf .venv build dist vtkernels/_native vtkernels/_host*.so *.egg-info
+	rm -rf .venv .venv-original build dist vtkernels/_native vtkernels/_host*.so *.egg-info

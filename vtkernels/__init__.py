@@ -3,7 +3,7 @@
 from vtkernels import reference
 from vtkernels._version import __version__
 from vtkernels.backends import backend, status, which
-from vtkernels.integrations import Pruning, Record, prune
+from vtkernels.integrations import Pruning, Record, Stats, prune
 from vtkernels.methods import (
     PAR,
     Context,
@@ -50,6 +50,7 @@ __all__ = [
     "Record",
     "Scope",
     "Selection",
+    "Stats",
     "TopAttention",
     "Uniform",
     "__version__",

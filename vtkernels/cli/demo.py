@@ -177,18 +177,17 @@ def _measure(
     step: Callable[..., None],
 ) -> None:
     """One warm-up of everything, one run each for memory, then timed runs in turn: drift hits every method alike."""
-    from vtkernels.cli._stages import StageClock, TimedMethod
+    from vtkernels.cli._stages import Sample
     from vtkernels.integrations import prune
+    from vtkernels.integrations.transformers.stats import Meter
 
-    device = subject.model.device
     length = options.max_new_tokens or (8 if subject.decode is None else 32)
 
     def generate(result: _report.Result) -> Any:
-        timed = None if result.method is None else TimedMethod(result.method, device)
-        pruning = None if timed is None else prune(subject.model, timed, keep)
+        pruning = None if result.method is None else prune(subject.model, result.method, keep)
         try:
-            with StageClock(subject.model, device) as clock:
-                sample, ids = clock.run(subject.inputs, timed, max_new_tokens=length)
+            with Meter(subject.model) as meter:
+                ids = subject.model.generate(**subject.inputs, do_sample=False, max_new_tokens=length)[0]
         finally:
             if pruning is not None:
                 pruning.remove()
@@ -199,7 +198,7 @@ def _measure(
             result.indices, result.scores = pruning.last.indices[0].tolist(), pruning.last.scores[0]
         if subject.decode is not None:
             result.answer = subject.decode(ids)
-        return sample
+        return Sample.of(meter.calls[0])
 
     for result in results[1:]:
         try:

@@ -58,7 +58,10 @@ class FoPru:
         if self.strategy == "rank":
             return int(keep) if isinstance(keep, Integral) else max(1, int(tokens * keep))
         if grid is None:
-            raise ValueError("FoPru: strategy 'row' needs candidates that fill a grid of patches; use FoPru(strategy='rank')")
+            raise ValueError(
+                "FoPru: strategy 'row' needs candidates that fill a grid of patches; use FoPru(strategy='rank'), or, where an "
+                "image has several crops, its own budget = 'per_crop' and padding = 'include'"
+            )
         rows, width = grid
         if not isinstance(keep, Integral):
             return max(1, int(rows * keep)) * width

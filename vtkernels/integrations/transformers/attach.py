@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import inspect
+import weakref
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
 
@@ -20,6 +22,21 @@ def named_arguments(function: Callable, args: tuple, kwargs: dict[str, Any]) -> 
     return dict(zip(names, args, strict=False)) | kwargs
 
 
+def uncompiled(function: Callable, *args: Any, **kwargs: Any) -> Any:
+    """Call a function; see :func:`_hide`."""
+    return function(*args, **kwargs)
+
+
+def _hide() -> None:
+    """Have torch.compile run :func:`uncompiled`, and all that it calls, as it is.
+
+    Not before something is attached, because this imports the compiler; and in place, so that a pickled model finds it.
+    """
+    global uncompiled
+    if not hasattr(uncompiled, "__wrapped__"):
+        uncompiled = torch.compiler.disable(uncompiled)
+
+
 class Attachments:
     """Hooks and wrapped attributes of one model, undone in reverse order.
 
@@ -30,20 +47,38 @@ class Attachments:
     def __init__(self) -> None:
         self._handles: list[Any] = []
         self._wrapped: list[tuple[Any, str, Any, Any]] = []
+        self._met: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+    def first(self, module: nn.Module) -> bool:
+        """Whether a module has not been met yet. Asked before every call: an adapter may have put another in its place."""
+        if module in self._met:
+            return False
+        self._met.add(module)
+        return True
 
     def hook(self, register: Callable, function: Callable, **options: Any) -> None:
         """``register`` is a module's ``register_forward_hook`` or ``register_forward_pre_hook``."""
         self._handles.append(register(function, **options))
 
-    def wrap(self, owner: nn.Module, name: str, replacement: Callable) -> None:
-        """Make ``owner.name(...)`` call ``replacement(original, ...)`` on this instance only."""
+    def wrap(self, owner: nn.Module, name: str, replacement: Callable, *, compiled: bool = True) -> None:
+        """Make ``owner.name(...)`` call ``replacement(original, ...)`` on this instance only.
+
+        Args:
+            compiled: whether torch.compile may look inside.
+        """
         original = getattr(owner, name)
-        wrapper = functools.update_wrapper(functools.partial(replacement, original), original)
+        if compiled:
+            call = functools.partial(replacement, original)
+        else:
+            _hide()
+            call = functools.partial(uncompiled, replacement, original)
+        wrapper = functools.update_wrapper(call, original)
         self._wrapped.append((owner, name, vars(owner).get(name, _Absent), wrapper))
         vars(owner)[name] = wrapper
 
     def undo(self) -> None:
         """Remove the hooks and give back the attributes. Twice is harmless."""
+        self._met.clear()
         while self._handles:
             self._handles.pop().remove()
         while self._wrapped:

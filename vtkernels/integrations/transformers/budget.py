@@ -56,17 +56,17 @@ def check(keep: int | float, candidates: int | None = None) -> None:
 
 
 def equal_shares(total: int, sizes: Sequence[int], step: int = 1) -> list[int]:
-    """``total`` in equal shares, what is left to the first; what a set has no room for goes to the others in turn.
+    """``total`` in equal shares, what is left to the first; what a set has no room for is shared by the others.
 
-    Shares are multiples of ``step``, and ``total`` is one.
+    Shares are multiples of ``step``: a ``total`` that is none is rounded down.
     """
     room = [size // step for size in sizes]
     left, shares = total // step, [0] * len(sizes)
     while left and any(room):
         open_sets = [i for i, free in enumerate(room) if free]
-        each, rest = divmod(left, len(open_sets))
-        for place, i in enumerate(open_sets):
-            more = min(each + (place < rest), room[i])
+        each = left // len(open_sets)
+        for i in open_sets if each else open_sets[:left]:
+            more = min(max(each, 1), room[i])
             shares[i] += more
             room[i] -= more
             left -= more

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import weakref
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -30,6 +29,7 @@ class Encoding:
         layouts: of its images.
         layer: the encoder layer whose queries and keys are captured, if any.
         captured: these.
+        entered, left: whether the projector's hooks have run.
         features: what the projector was given, where the choice comes after it; ``rows`` and ``visible`` are its shape.
         kept: the choice, one for each image.
         tokens: [after, D] of each image, projected and in order; ``ranks`` are their places among all its visual tokens.
@@ -40,6 +40,8 @@ class Encoding:
     layouts: tuple[Layout, ...]
     layer: int | None = None
     captured: dict[str, Tensor] = field(default_factory=dict)
+    entered: bool = False
+    left: bool = False
     features: Tensor | None = None
     rows: int = 0
     visible: int = 0
@@ -74,7 +76,6 @@ class Tower:
         self.prefix = _CLASS_TOKENS[kind]
         # transformers 5 moved the encoder up into the model
         self._layers = getattr(tower, "vision_model", tower).encoder.layers
-        self._watched: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
     def layer_of(self, feature_layer: int | list[int] | tuple[int, ...]) -> int:
         """Index of the encoder layer whose output is ``hidden_states[feature_layer]``; of a list, the last entry counts.
@@ -95,12 +96,11 @@ class Tower:
     def watch(self, layer: int, attachments: Attachments) -> None:
         """Capture queries and keys of ``layer`` from now on, during an :class:`Encoding` that asks for it.
 
-        Called again before every encoding: an adapter may have taken the place of a projection since.
+        Called again before every encoding, for a projection whose place an adapter has taken since.
         """
         attention = self._layers[layer].self_attn
         for name, projection in (("query", attention.q_proj), ("key", attention.k_proj)):
-            if projection not in self._watched:
-                self._watched.add(projection)
+            if attachments.first(projection):
                 attachments.hook(projection.register_forward_hook, functools.partial(_capture, layer, name))
 
     def attention(self, encoding: Encoding) -> tuple[Tensor, Tensor]:

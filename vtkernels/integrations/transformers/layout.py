@@ -22,7 +22,7 @@ class Geometry:
     Attributes:
         crops: grids of patches: crops, tiles or frames; the base crop first.
         patches: candidates per crop; crop c, patch p is candidate ``c * patches + p``.
-        grid: rows and columns of a crop, or None.
+        grid: rows and columns of a crop (of the base crop, where the tiles are pooled), or None.
         order: int64 [M], what stands where: a candidate, NEWLINE or CLASS_TOKEN. With padding, as if nothing were cut off.
         inside: bool [M], which of them the prompt has a placeholder for.
         base: how many candidates at the front are the base crop, where the others are one grid; None without a grid.
@@ -67,6 +67,7 @@ class Layout:
         rank: int64 [crops * patches], where a kept candidate stands among the others; -1 for one that cannot be kept.
         extras: int64 [E], ranks of the tokens that are kept without a choice: newlines or class tokens.
         newlines: how many of them are newlines.
+        most: how many candidates can be kept: padding that is kept may displace other tokens, but never lengthens the prompt.
         before, after: visual tokens in the prompt.
     """
 
@@ -75,6 +76,7 @@ class Layout:
     rank: Tensor
     extras: Tensor
     newlines: int
+    most: int
     before: int
     after: int
 
@@ -88,7 +90,7 @@ def lay_out(geometry: Geometry, method: Method, keep: int | float, options: Opti
     """The :class:`Layout` of an image.
 
     Args:
-        clip: more tokens than the image has means all of them; without it, that is an error.
+        clip: more tokens than can be kept means as many as can; without it, that is an error.
 
     Raises:
         TypeError, ValueError: as :func:`vtkernels.integrations.transformers.budget.tokens_to_keep`.
@@ -104,23 +106,25 @@ def lay_out(geometry: Geometry, method: Method, keep: int | float, options: Opti
         newline = torch.zeros_like(newline)
     extras = ((sequence == CLASS_TOKEN) | newline).nonzero().squeeze(1)
 
-    sets = _sets(geometry, sequence[places], options.budget)
-    shares = _shares(method, keep, sets, options.budget, clip)
+    sets = _sets(geometry, sequence, options.budget)
+    most = min(len(places), geometry.before - len(extras))
+    shares = _shares(method, keep, sets, options.budget, most, clip)
     parts = tuple(Part(c, k, grid, crop) for (c, grid, crop), k in zip(sets, shares, strict=True) if k)
     return Layout(
-        geometry, parts, rank, extras, int(newline.sum()), geometry.before, sum(part.k for part in parts) + len(extras)
+        geometry, parts, rank, extras, int(newline.sum()), most, geometry.before, sum(part.k for part in parts) + len(extras)
     )
 
 
 _Set = tuple[Tensor, "tuple[int, int] | None", "int | None"]
 
 
-def _sets(geometry: Geometry, candidates: Tensor, budget: str) -> list[_Set]:
-    """Candidates, grid and crop of each set; ``candidates`` are all of them in the order of the prompt."""
+def _sets(geometry: Geometry, sequence: Tensor, budget: str) -> list[_Set]:
+    """Candidates, grid and crop of each set; ``sequence`` is the part of ``geometry.order`` that there is to choose from."""
+    candidates = sequence[sequence >= 0]
     if budget == "per_branch" and geometry.base is not None:
         base, tiles = candidates[candidates < geometry.base], candidates[candidates >= geometry.base]
         crop = None if geometry.pooled else 0
-        return [(base, geometry.grid, crop), (tiles, _columns(geometry, tiles), None)]
+        return [(base, geometry.grid, crop), (tiles, _columns(sequence, tiles), None)]
     if budget == "joint" and geometry.crops > 1:
         return [(candidates, None, None)]
     sets: list[_Set] = []
@@ -128,36 +132,37 @@ def _sets(geometry: Geometry, candidates: Tensor, budget: str) -> list[_Set]:
         start, end = crop * geometry.patches, (crop + 1) * geometry.patches
         own = candidates[(candidates >= start) & (candidates < end)].sort().values
         whole = len(own) == geometry.patches
-        sets.append((own, geometry.grid if whole else _rectangle(geometry, own - start), crop if whole else None))
+        sets.append((own, _rectangle(geometry, own - start), crop if whole else None))
     return sets
 
 
-def _columns(geometry: Geometry, tiles: Tensor) -> tuple[int, int] | None:
-    """Rows and columns of the unpadded grid behind the base crop."""
-    rows = int((geometry.inside & (geometry.order == NEWLINE)).sum())
+def _columns(sequence: Tensor, tiles: Tensor) -> tuple[int, int] | None:
+    """Rows and columns of the grid behind the base crop: every row ends in a newline."""
+    rows = int((sequence == NEWLINE).sum())
     return (rows, len(tiles) // rows) if rows and len(tiles) % rows == 0 else None
 
 
 def _rectangle(geometry: Geometry, patches: Tensor) -> tuple[int, int] | None:
-    if geometry.grid is None:
+    """Rows and columns of some patches of a crop, if they fill a grid; a pooled image has more of them than its base crop."""
+    if geometry.grid is None or (patches >= geometry.grid[0] * geometry.grid[1]).any():
         return None
     rows, columns = (len(x.unique()) for x in (patches // geometry.grid[1], patches % geometry.grid[1]))
     return (rows, columns) if rows * columns == len(patches) else None
 
 
-def _shares(method: Method, keep: int | float, sets: list[_Set], how: str, clip: bool) -> list[int]:
+def _shares(method: Method, keep: int | float, sets: list[_Set], how: str, most: int, clip: bool) -> list[int]:
     sizes = [len(candidates) for candidates, _, _ in sets]
-    total, whole_number = sum(sizes), isinstance(keep, Integral)
-    if whole_number and clip:
-        keep = min(keep, total)
+    total, clip = sum(sizes), clip and isinstance(keep, Integral)
     if how == "per_branch" and len(sets) > 1:
-        if whole_number:
+        if isinstance(keep, Integral):
+            keep = min(keep, most) if clip else keep
             return budget.proportional_shares(budget.tokens_to_keep(method, keep, total, None), sizes)
-        return [budget.tokens_to_keep(method, keep, n, g) if n else 0 for n, (_, g, _) in zip(sizes, sets, strict=True)]
-    widths = {grid[1] if grid else None for _, grid, _ in sets}
+        shares = [budget.tokens_to_keep(method, keep, n, g) if n else 0 for n, (_, g, _) in zip(sizes, sets, strict=True)]
+        return shares if sum(shares) <= most else budget.proportional_shares(most, sizes)
+    widths = {grid[1] if grid else None for candidates, grid, _ in sets if len(candidates)}
     width = widths.pop() if len(widths) == 1 else None
     grid = (total // width, width) if width else None
     step = getattr(method, "step", None)
-    return budget.equal_shares(
-        budget.tokens_to_keep(method, keep, total, grid), sizes, 1 if step is None or grid is None else step(grid)
-    )
+    step = 1 if step is None or grid is None else step(grid)
+    keep = min(keep, most // step * step) if clip else keep
+    return budget.equal_shares(min(budget.tokens_to_keep(method, keep, total, grid), most), sizes, step)

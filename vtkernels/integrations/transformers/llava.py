@@ -14,12 +14,19 @@ from vtkernels.integrations.transformers.visual import Visual
 class LlavaImages(Visual):
     """Images of a ``LlavaForConditionalGeneration``."""
 
-    def check_keep(self) -> None:
-        self.layouts({}, 1)  # every image has as many tokens
+    clip = False  # every image has as many tokens, so too many are an error
 
-    def layouts(self, arguments: dict[str, Any], count: int) -> list[Layout]:
+    def check_keep(self) -> None:
+        if self.clip:
+            super().check_keep()
+        else:
+            self.layouts({}, 1)
+
+    def layouts(self, arguments: dict[str, Any], count: int) -> list[Layout] | None:
+        if not count:
+            return []
         strategy = self.strategy(arguments)
-        return [self.layout(strategy, lambda: self.frames(1, strategy), clip=False)] * count
+        return [self.layout(strategy, lambda: self.frames(1, strategy), clip=self.clip)] * count
 
     def frames(self, count: int, strategy: str) -> Geometry:
         """``count`` grids one behind the other, each with the class tokens that the strategy takes in front."""
@@ -57,6 +64,7 @@ class VideoLlavaImages(LlavaImages):
 
     pixels = ("pixel_values", "pixel_values_images")  # transformers 4 has the longer name
     tower_name = "image_tower"
+    clip = True  # a video has more
 
 
 class VideoLlavaVideos(LlavaImages):
@@ -67,9 +75,7 @@ class VideoLlavaVideos(LlavaImages):
     encode = "get_video_features"
     pixels = ("pixel_values_videos",)
     tower_name = "video_tower"
-
-    def check_keep(self) -> None:
-        Visual.check_keep(self)  # the number of frames is not known yet
+    clip = True
 
     def strategy(self, arguments: dict[str, Any]) -> str:
         return "full"
@@ -78,5 +84,6 @@ class VideoLlavaVideos(LlavaImages):
         videos = arguments.get("pixel_values_videos")
         if videos is None:
             return None if count else []
+        self.check_frames(videos)
         frames = videos.shape[1]
         return [self.layout(frames, lambda: self.frames(frames, "full"))] * count

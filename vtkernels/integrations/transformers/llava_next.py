@@ -31,9 +31,22 @@ class AnyresImages(Visual):
             if self.count(arguments):
                 raise ValueError("image_sizes is missing: give everything that the processor returned, not only pixel_values")
             return None
-        sizes = [tuple(int(x) for x in size) for size in (given.tolist() if isinstance(given, Tensor) else given)]
+        pixels = arguments.get("pixel_values")
+        if pixels is not None and getattr(pixels, "ndim", 0) not in (4, 5):
+            got = list(pixels.shape) if isinstance(pixels, Tensor) else type(pixels).__name__
+            raise ValueError(f"pixel_values must be a tensor [images, crops, 3, H, W] or [crops, 3, H, W], got {got}")
+        try:
+            sizes = [(int(height), int(width)) for height, width in given]
+        except (TypeError, ValueError):
+            got = f"shape {list(given.shape)}" if isinstance(given, Tensor) else repr(given)
+            raise ValueError(f"image_sizes must hold height and width of every image, [images, 2], got {got}") from None
         if len(sizes) != count:
-            raise ValueError(f"image_sizes has {len(sizes)} rows for {count} images")
+            raise ValueError(
+                f"image_sizes has {len(sizes)} rows for {count} images; give pixel_values and image_sizes of the same images"
+            )
+        for image, size in enumerate(sizes):
+            if min(size) < 1:
+                raise ValueError(f"image_sizes must be positive, got {size[0]} x {size[1]} for image {image}")
         return sizes
 
     def count(self, arguments: dict[str, Any]) -> int:
@@ -111,6 +124,19 @@ class AnyresImages(Visual):
 class LlavaNextImages(AnyresImages):
     """Images of a ``LlavaNextForConditionalGeneration``: every patch of every crop is a candidate."""
 
+    def check(self) -> None:
+        super().check()
+        options, name = self.pruning.options, type(self.method).__name__
+        if options.positions == "original" and options.padding == "include":
+            if "padding" not in options.given:
+                why = f" ({name} includes the padding unless padding says otherwise)"
+            else:
+                why = "" if "positions" in options.given else f" ({name} takes those positions unless positions says otherwise)"
+            raise ValueError(
+                f"positions = 'original' needs padding = 'exclude': a patch of the padding has no position in the whole "
+                f"prompt{why}"
+            )
+
     def attach(self, attachments: Attachments) -> None:
         super().attach(attachments)
         attachments.wrap(self.core, "pack_image_features", self._pack)
@@ -170,6 +196,7 @@ class PooledVideos(Visual):
             raise ValueError(
                 f"vision_feature_select_strategy = {self.strategy(arguments)!r} does not leave a full grid of patches to pool"
             )
+        self.check_frames(videos)
         if tuple(videos.shape[-2:]) != (self.config.vision_config.image_size,) * 2:
             raise ValueError(
                 f"{self.pixels[0]} has frames of {videos.shape[-2]} x {videos.shape[-1]} pixels, the vision tower takes "
@@ -192,7 +219,7 @@ class PooledVideos(Visual):
             inside=torch.ones_like(order, dtype=torch.bool),
             calls=count,
             pooled=True,
-            newline_is_end=True,
+            newline_is_end=self.ends_with_newline,
         )
 
 
@@ -205,14 +232,14 @@ class LlavaNextVideoVideos(PooledVideos):
 
     def flatten(self, encoding: Encoding, scores: Tensor, layouts: Sequence[Layout]) -> Tensor:
         """The score of a pooled token is the mean over its patches."""
-        return functional.adaptive_avg_pool2d(scores.unflatten(1, self.tower.grid), self.pooled_grid()).flatten()
+        return functional.avg_pool2d(scores.unflatten(1, self.tower.grid), self.config.spatial_pool_stride).flatten()
 
 
 def _inside(canvas: Tensor, packed: Tensor, patches: int) -> Tensor:
     """Which entries of the whole canvas the packed order has: its patches, and the newlines of the rows that are left."""
     inside = torch.isin(canvas, packed[packed >= 0])
     newline = canvas == NEWLINE
-    row = newline.cumsum(0) - newline.long()
+    row = newline.cumsum(0)  # of a patch, not of a newline
     rows = row[inside & (canvas >= patches)].unique()  # of the grid; the base crop is no row
     count = int((packed == NEWLINE).sum())
     if len(rows) != count:  # an image so narrow that nothing is left of its rows but the newlines

@@ -79,10 +79,15 @@ class LlavaOnevisionImages(_AfterPooling, AnyresImages):
                 f"vision_feature_select_strategy = {self.strategy(arguments)!r} does not leave {self.tower.name} a full grid "
                 f"of patches; take {'default' if self.tower.prefix else 'full'!r}"
             )
-        ratio = arguments.get("vision_aspect_ratio") or self.config.vision_aspect_ratio
-        tiled, given = [True] * count, arguments.get("batch_num_images")
+        ratio, tiled = self._ratio(arguments), [True] * count
+        given = arguments.get("batch_num_images")
         if given is not None:
             tiled = [int(n) == 1 for n in given for _ in range(int(n))]
+            if len(tiled) != count:
+                raise ValueError(
+                    f"batch_num_images counts {len(tiled)} images, but there are {count}; it has one entry for every prompt "
+                    f"with images"
+                )
         layouts = [
             self.layout((size, ratio, tiles), lambda size=size, tiles=tiles: self._geometry(size, ratio, tiles))
             for size, tiles in zip(sizes, tiled, strict=True)
@@ -91,13 +96,25 @@ class LlavaOnevisionImages(_AfterPooling, AnyresImages):
         return layouts
 
     def pool(self, encoding: Encoding, x: Tensor, layouts: Sequence[Layout]) -> Tensor:
-        ratio = encoding.arguments.get("vision_aspect_ratio") or self.config.vision_aspect_ratio
+        ratio = self._ratio(encoding.arguments)
         sizes = dict(zip(encoding.layouts, self.sizes(encoding.arguments, len(encoding.layouts)), strict=True))
         packed = []
         for crops, layout in zip(x.split([layout.geometry.calls for layout in layouts]), layouts, strict=True):
             order = self._pack(crops, torch.tensor([sizes[layout]]), crops.new_zeros(x.shape[-1]), ratio)
             packed.append(order[(layout.geometry.order >= 0).nonzero().squeeze(1).to(x.device)])
         return torch.cat(packed)
+
+    def _ratio(self, arguments: dict[str, Any]) -> str:
+        given, own = arguments.get("vision_aspect_ratio"), self.config.vision_aspect_ratio
+        if given in (None, own):
+            return own
+        if {"input_ids", "inputs"} & arguments.keys():
+            # forward drops it, generate of transformers 5 does not
+            raise ValueError(
+                f"vision_aspect_ratio = {given!r} is not that of the model's config, {own!r}, and transformers heeds it in "
+                f"some calls only; set model.config.vision_aspect_ratio"
+            )
+        return given
 
     def _pack(self, crops: Tensor, sizes: Tensor, newline: Tensor, ratio: str) -> Tensor:
         packed, _ = type(self.core).pack_image_features(
@@ -116,7 +133,7 @@ class LlavaOnevisionImages(_AfterPooling, AnyresImages):
         return Geometry(
             crops=1,
             patches=int((~is_newline).sum()),
-            grid=None if calls > 1 else self.tower.grid,
+            grid=self.tower.grid,
             order=order,
             inside=torch.ones_like(is_newline),
             base=patches if calls > 1 else None,

@@ -44,10 +44,4 @@ def resolve(method: Method, **wanted: str | None) -> Options:
             other = " with " + name if option == "budget" and value in _CHOICES[option] else ""
             raise ValueError(f"{option} must be {listed}{other}, got {value!r}")
     given = {option: value for option, value in wanted.items() if value is not None}
-    options = Options(**(own | given), given=frozenset(given))
-    if options.positions == "original" and options.padding == "include":
-        raise ValueError(
-            "positions = 'original' needs padding = 'exclude': a patch of the padding has no position in the whole prompt "
-            f"({name} includes the padding unless padding says otherwise)"
-        )
-    return options
+    return Options(**(own | given), given=frozenset(given))

@@ -1,126 +1,146 @@
 """Original positions: every kept token keeps the position that it has in the whole prompt, and what follows goes on from there.
 
 The positions of kept visual tokens are known only once they are chosen, inside the model's forward, so they are handed to the
-language model by a hook on it. A cache that was filled this way carries the offset of what comes next.
+language model by a hook on it. A cache that was filled this way carries the positions of its columns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vtkernels.integrations.transformers import cache
 from vtkernels.integrations.transformers.attach import Attachments
+from vtkernels.integrations.transformers.cache import repeat
 from vtkernels.integrations.transformers.prompt import Placeholders, Short, rows_of
-
-_OFFSET = "_vtkernels_offset"
-
-
-@dataclass(frozen=True)
-class _Offset:
-    """What to add behind a prompt, int64 [B]: to the column in the cache, and to the count of unmasked tokens."""
-
-    column: Tensor
-    token: Tensor
 
 
 class Positions:
     """The positions of one prompt.
 
     Args:
+        language_model: whose prompt it is.
         columns: int64 [B, W] on the host, the column of the whole prompt that each column comes from, -1 for padding.
         whole: int64 [B, L], the positions of the whole prompt.
-        masked: int64 [B], unmasked tokens of each row, those in the cache included.
-        images: row, columns [before] of the whole prompt and columns [after] of the short one, for each image.
-        generating: whether positions that come with a decoding step count from the short prompt.
+        end: int64 [B, 1], the last of them.
+        images: by noun: row, columns [before] of the whole prompt and columns [after] of the short one, for each image to come.
+        past: columns that the cache holds already; ``start`` of them are not part of the prompt.
     """
 
     def __init__(
         self,
+        language_model: nn.Module,
         columns: Tensor,
         whole: Tensor,
-        unmasked: Tensor,
-        images: Sequence[tuple[int, Tensor, Tensor]],
+        end: Tensor,
+        images: Mapping[str, Sequence[tuple[int, Tensor, Tensor]]],
         *,
-        generating: bool,
+        past: int,
+        start: int,
     ) -> None:
         device = whole.device
+        self.language_model = language_model
         self._padding = (columns < 0).to(device)
         self._columns = columns.clamp_min(0).to(device)
-        self._whole, self._unmasked, self._images = whole, unmasked.to(device), list(images)
-        self._next = 0
-        self.generating = generating
+        self._whole, self._last = whole, end
+        self._images = {noun: list(each) for noun, each in images.items()}
+        self._past, self._start = past, start
+        self.used = False
         self.in_cache = False
 
-    def place(self, ranks: Sequence[Tensor]) -> None:
+    def place(self, noun: str, ranks: Sequence[Tensor]) -> None:
         """Where the next images' kept tokens stand among their placeholders, int64 [after] each, ascending."""
-        for (row, before, after), rank in zip(self._images[self._next :], ranks, strict=False):
-            device = self._columns.device
-            own = before.to(device)[rank.clamp_max(len(before) - 1).to(device)]
-            self._columns[row, after.to(device)] = own
-        self._next += len(ranks)
+        images, device = self._images[noun], self._columns.device
+        for (row, before, after), rank in zip(images, ranks, strict=False):
+            self._columns[row, after.to(device)] = before.to(device)[rank.clamp_max(len(before) - 1).to(device)]
+        del images[: len(ranks)]
 
     @property
-    def width(self) -> int:
-        """Columns of the short prompt."""
-        return self._columns.shape[1]
-
-    def table(self) -> Tensor:
-        """int64 [B, W]."""
-        return self._whole.gather(1, self._columns).masked_fill(self._padding, 0)
+    def end(self) -> int:
+        """Column of the cache behind the prompt."""
+        return self._start + self._columns.shape[1]
 
     def between(self, start: int, end: int, rows: int, device: torch.device) -> Tensor:
-        """int64 [rows, end - start]: positions of those columns; behind the prompt they count on from its last token."""
-        table = self.table()
-        follow = torch.arange(1, max(end - self.width, 0) + 1, device=table.device)
-        table = torch.cat([table, table.amax(1, keepdim=True) + follow], dim=1)[:, start:end]
-        return table.repeat_interleave(rows // table.shape[0], 0).to(device)
+        """int64 [rows, end - start]: positions of those columns of a cache; behind the prompt they count on."""
+        follow = torch.arange(1, max(end - self.end, 0) + 1, device=self._last.device)
+        table = torch.cat([self._table(), self._last + follow], dim=1)[:, start - self._start : end - self._start]
+        return repeat(table, rows).to(device)
 
-    def offset(self, rows: int) -> _Offset:
-        last = self.table().amax(1)
-        column, token = last - (self.width - 1), last - (self._unmasked - 1)
-        return _Offset(*(x.repeat_interleave(rows // len(x)) for x in (column, token)))
+    def mark(self, held: Any, rows: int) -> None:
+        """Leave the positions on a cache that holds the prompt now."""
+        new = torch.cat([self._table()[:, self._past - self._start : -1], self._last], dim=1)
+        old = _filled(getattr(held, cache.REACHED, None), self._past, rows, new.device)
+        setattr(held, cache.REACHED, torch.cat([old, repeat(new, rows)], dim=1).cummax(1).values)
+        self.in_cache = True
+
+    def _table(self) -> Tensor:
+        """int64 [B, W]."""
+        return self._whole.gather(1, self._columns).masked_fill(self._padding, 0)
 
 
 # The prompt that runs in this thread, where its positions have gaps.
 POSITIONS: ContextVar[Positions | None] = ContextVar("vtkernels_positions", default=None)
+# The language model whose decoding steps go on from what the cache notes, whatever positions come with them.
+COUNTING: ContextVar[nn.Module | None] = ContextVar("vtkernels_counting", default=None)
 
 
 def of_prompt(
-    arguments: dict[str, Any], *, name: str, kinds: Sequence[Placeholders], short: Short, cache: Any, generating: bool
+    language_model: nn.Module,
+    arguments: dict[str, Any],
+    *,
+    name: str,
+    kinds: Sequence[Placeholders],
+    short: Short,
+    generating: bool,
 ) -> Positions:
     """The :class:`Positions` of a prompt that was shortened.
 
     Args:
         arguments: of the call, with the whole prompt at ``name``.
         kinds: what was shortened.
-        cache: what the prompt continues, where its ids are not part of the prompt.
+        generating: whether positions count as in ``generate``.
+
+    Raises:
+        ValueError: the positions given with the prompt start again inside a row.
     """
-    ids, columns = arguments[name], short.columns
-    host, mask = ids.cpu(), short.arguments.get("attention_mask")
-    whole = arguments.get("position_ids")
-    if whole is None:
+    ids, columns, given = arguments[name], short.columns, arguments.get("past_key_values")
+    past = cache.tokens(given)
+    start = past if short.cached is None else 0
+    mask, whole = arguments.get("attention_mask"), arguments.get("position_ids")
+    if whole is not None:
+        if mask is None and bool((whole.diff(dim=-1) < 0).any()):
+            raise ValueError(
+                "position_ids start again inside a row: positions = 'original' leaves gaps, which cannot be told from the "
+                "border of a packed sequence; give one prompt per row, or take positions = 'contiguous'"
+            )
+        whole = whole.expand(len(ids), -1)
+    elif generating and mask is not None and not start:
+        whole = (mask.cumsum(1) - 1).clamp_min(0)  # as generate counts
+    else:
         inside = columns.masked_fill(columns < 0, ids.shape[1]).amin(1, keepdim=True)
         whole = (torch.arange(ids.shape[1]) - inside).clamp_min(0).to(ids.device)
-        past, offset = cached_tokens(cache), cached_offset(cache)
-        whole = whole + past + (0 if offset is None else offset.unsqueeze(1).to(ids.device))
-    unmasked = torch.full((len(ids),), columns.shape[1] + cached_tokens(cache)) if mask is None else mask.sum(1)
+        if start:
+            whole = whole + _filled(getattr(given, cache.REACHED, None), past, len(ids), ids.device)[:, -1:] + 1
+    end = whole if mask is None else whole.masked_fill(mask[:, mask.shape[1] - ids.shape[1] :] == 0, 0)
 
-    images = []
+    done, first = (0, 0) if short.cached is None else (short.cached.whole, past)
+    host = ids[:, done:].cpu()
+    images: dict[str, list[tuple[int, Tensor, Tensor]]] = {}
     for kind in kinds:
-        before = [(host[row] == kind.token).nonzero().squeeze(1) for row in range(len(host))]
-        kept = [(host[row][columns[row].clamp_min(0)] == kind.token) & (columns[row] >= 0) for row in range(len(host))]
-        after = [row.nonzero().squeeze(1) for row in kept]
-        used = [[0, 0] for _ in range(len(host))]
+        before = [(row == kind.token).nonzero().squeeze(1) + done for row in host]
+        own = columns[:, first:]
+        kept = host.gather(1, (own - done).clamp_min(0)).eq(kind.token) & (own >= 0)
+        after = [row.nonzero().squeeze(1) + first for row in kept]
+        images[kind.noun], used = [], [[0, 0] for _ in host]
         for row, size, short_size in zip(rows_of(host, kind), kind.before, kind.after, strict=True):
             b, a = used[row]
-            images.append((row, before[row][b : b + size], after[row][a : a + short_size]))
+            images[kind.noun].append((row, before[row][b : b + size], after[row][a : a + short_size]))
             used[row] = [b + size, a + short_size]
-    return Positions(columns, whole.expand(len(ids), -1), unmasked, images, generating=generating)
+    return Positions(language_model, columns, whole, end.amax(1, keepdim=True), images, past=past, start=start)
 
 
 def attach(language_model: nn.Module, attachments: Attachments) -> None:
@@ -129,59 +149,61 @@ def attach(language_model: nn.Module, attachments: Attachments) -> None:
     attachments.hook(language_model.register_forward_hook, _after, with_kwargs=True)
 
 
-def cached_tokens(cache: Any) -> int:
-    """Columns that a cache holds."""
-    length = getattr(cache, "get_seq_length", None)
-    return 0 if length is None else int(length())
-
-
-def forget(cache: Any) -> None:
-    """Take the offset off a cache that starts anew."""
-    if hasattr(cache, _OFFSET):
-        delattr(cache, _OFFSET)
-
-
-def cached_offset(cache: Any) -> Tensor | None:
-    """int64 [B]: how far behind its column the next token's position is; None where the cache has no gaps."""
-    offset = getattr(cache, _OFFSET, None)
-    return None if offset is None else offset.column
-
-
 def _before(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
-    positions, cache = POSITIONS.get(), kwargs.get("past_key_values")
+    positions, held = POSITIONS.get(), kwargs.get("past_key_values")
+    if positions is not None and positions.language_model is not module:
+        positions = None
     embeds = kwargs["inputs_embeds"]
     rows, length = embeds.shape[:2]
-    if positions is not None and not (positions.in_cache and cache is not None):
-        past = cached_tokens(cache)
-        changed = {"position_ids": positions.between(past, past + length, rows, embeds.device)}
+    if positions is not None and not (positions.in_cache and held is not None):
+        positions.used = True
+        past = cache.tokens(held)
+        changed: dict[str, Any] = {"position_ids": positions.between(past, past + length, rows, embeds.device)}
         if kwargs.get("attention_mask") is None:
             # without a mask, transformers takes a gap for the border of another sequence
             changed["attention_mask"] = torch.ones(rows, past + length, dtype=torch.int64, device=embeds.device)
+        if rows == 1 and "flash" in (module.config._attn_implementation or ""):
+            changed |= _one_sequence(length, past + length, embeds.device)
         return args, kwargs | changed
-    offset = getattr(cache, _OFFSET, None)
-    if offset is None:
+    reached = getattr(held, cache.REACHED, None)
+    if reached is None or (COUNTING.get() is not module and kwargs.get("position_ids") is not None):
         return None
-    given = kwargs.get("position_ids")
-    if given is None:
-        past = cached_tokens(cache)
-        given = torch.arange(past, past + length, device=embeds.device) + _rows(offset.column, rows, embeds.device)
-    elif positions is not None and positions.generating:
-        given = given + _rows(offset.token, rows, given.device)
-    return args, kwargs | {"position_ids": given}
+    return args, kwargs | {"position_ids": _following(reached, held.get_seq_length(), rows, length).to(embeds.device)}
 
 
 def _after(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
     positions = POSITIONS.get()
-    if positions is None or positions.in_cache:
+    if positions is None or positions.in_cache or positions.language_model is not module:
         return
-    cache = kwargs.get("past_key_values")
-    if cache is None:
-        cache = getattr(output, "past_key_values", None)
-    if cache is not None and cached_tokens(cache) >= positions.width:
-        setattr(cache, _OFFSET, positions.offset(kwargs["inputs_embeds"].shape[0]))
-        positions.in_cache = True
+    held = kwargs.get("past_key_values")
+    if held is None:
+        held = getattr(output, "past_key_values", None)
+    if held is not None and cache.tokens(held) >= positions.end:
+        positions.mark(held, kwargs["inputs_embeds"].shape[0])
 
 
-def _rows(offset: Tensor, rows: int, device: torch.device) -> Tensor:
-    """[rows, 1]: one offset per row; beams of a prompt stand next to each other."""
-    return offset.repeat_interleave(rows // len(offset)).unsqueeze(1).to(device)
+def _following(reached: Tensor, past: int | Tensor, rows: int, length: int) -> Tensor:
+    """int64 [rows, length]: positions behind the first ``past`` columns of a cache."""
+    filled = reached.shape[1] - 1
+    if isinstance(past, Tensor):  # of a static cache: nothing is read back to the host
+        past = past.to(reached.device)
+        last = reached.index_select(1, past.clamp_max(filled).view(1)) + (past - filled).clamp_min(0)
+    else:
+        last = reached[:, min(past, filled), None] + max(past - filled, 0)
+    return repeat(last, rows) + torch.arange(1, length + 1, device=reached.device)
+
+
+def _filled(reached: Tensor | None, past: int, rows: int, device: torch.device) -> Tensor:
+    """int64 [rows, past + 1]: what REACHED is of exactly ``past`` columns; without gaps where nothing is noted."""
+    if reached is None:
+        return torch.arange(-1, past, device=device).expand(rows, -1)
+    reached = repeat(reached, rows).to(device)
+    behind = torch.arange(1, max(past + 1 - reached.shape[1], 0) + 1, device=device)
+    return torch.cat([reached, reached[:, -1:] + behind], dim=1)[:, : past + 1]
+
+
+def _one_sequence(queries: int, keys: int, device: torch.device) -> dict[str, Any]:
+    """What FlashAttention is told about a single row: else transformers looks for sequences in its positions, gaps and all."""
+    cumulative = {"cu_seq_lens_q": queries, "cu_seq_lens_k": keys}
+    longest = {"max_length_q": queries, "max_length_k": keys}
+    return {name: torch.tensor([0, n], dtype=torch.int32, device=device) for name, n in cumulative.items()} | longest

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vtkernels.integrations.transformers.cache import Cached
+
 # Tensors [B, L] that follow input_ids, with what a padding column holds in each.
 _FOLLOWERS = {"labels": -100, "token_type_ids": 0, "mm_token_type_ids": 0}
 
@@ -37,13 +39,17 @@ class Short:
         arguments: those of the call, with ids, attention mask, positions, labels and token types replaced.
         columns: int64 [B, W] on the host, the column of the whole prompt that each column comes from, -1 for padding; None
             where nothing was cut.
+        cached: the part of the prompt that a cache holds, if any: its columns come first.
     """
 
     arguments: dict[str, Any]
     columns: Tensor | None
+    cached: Cached | None = None
 
 
-def shorten(arguments: dict[str, Any], *, name: str, kinds: Sequence[Placeholders], pad: int) -> Short:
+def shorten(
+    arguments: dict[str, Any], *, name: str, kinds: Sequence[Placeholders], pad: int, cached: Cached | None = None
+) -> Short:
     """Cut the placeholders of image i from ``before[i]`` to its first ``after[i]``, images in the order of the prompt.
 
     Rows lose their padding and are padded again to the longest row, each on the side it was padded on; a row without padding
@@ -55,6 +61,8 @@ def shorten(arguments: dict[str, Any], *, name: str, kinds: Sequence[Placeholder
         name: the entry of ``arguments`` that holds the token ids [B, L].
         kinds: what the prompt has placeholders for.
         pad: id that a padding column gets.
+        cached: what a cache holds of the prompt: cut as it was, and not among ``kinds``. Rows that become unequal behind it
+            are padded there.
 
     Raises:
         ValueError: the placeholders do not match the images, or something that runs along the prompt cannot be shortened.
@@ -62,15 +70,22 @@ def shorten(arguments: dict[str, Any], *, name: str, kinds: Sequence[Placeholder
     ids = arguments[name]
     if ids.dim() != 2:
         raise ValueError(f"{name} must have shape [B, L], got {list(ids.shape)}")
-    host = ids.cpu()
+    start = 0 if cached is None else cached.whole
+    if start > ids.shape[1]:
+        raise ValueError(
+            f"{name} has {ids.shape[1]} tokens, but the cache holds a prompt of {start}, visual tokens before pruning "
+            f"included; give the whole conversation, as generate returned it"
+        )
+    host = ids[:, start:].cpu()
     keep = torch.ones_like(host, dtype=torch.bool)
     for kind in kinds:
         placeholder = host == kind.token
         _check_counts(name, kind, placeholder.sum(1).tolist())
         if kind.before:
             keep[placeholder] = torch.cat([torch.arange(n) < k for n, k in zip(kind.before, kind.after, strict=True)])
-    if keep.all():
-        return Short(arguments, None)
+    whole = start == 0 or (cached.columns.shape[1] == start and not (cached.columns < 0).any())
+    if whole and keep.all():
+        return Short(arguments, None, cached)
     if isinstance(arguments.get("logits_to_keep"), Tensor):
         raise ValueError("logits_to_keep must be an int on a pruned model: positions of the full prompt no longer exist")
 
@@ -83,8 +98,13 @@ def shorten(arguments: dict[str, Any], *, name: str, kinds: Sequence[Placeholder
                 f"prepared mask cannot be shortened with the prompt"
             )
         past = mask.shape[1] - ids.shape[1]  # columns of what is already in the cache
-        inside = _inside(mask[:, past:].cpu().ne(0))
+        inside = _inside(mask[:, past + start :].cpu().ne(0))
     columns = _pack(keep & inside, inside)
+    if start:
+        columns = torch.cat([cached.columns, columns.add(start).masked_fill(columns < 0, -1)], dim=1)
+        in_cache = torch.zeros(len(ids), start + 1, dtype=torch.bool)
+        in_cache.scatter_(1, cached.columns.masked_fill(cached.columns < 0, start), True)
+        keep = torch.cat([in_cache[:, :start], keep], dim=1)
 
     rows, width = columns.shape
     source = columns.to(ids.device)
@@ -100,19 +120,18 @@ def shorten(arguments: dict[str, Any], *, name: str, kinds: Sequence[Placeholder
         if arguments.get(follower) is not None:
             short[follower] = take(arguments[follower], fill)
     if arguments.get("position_ids") is not None:
-        gap = (~keep).cumsum(1).to(arguments["position_ids"].device)
-        short["position_ids"] = take(arguments["position_ids"] - gap, 0)
+        short["position_ids"] = take(_closed(arguments["position_ids"], ~keep), 0)
     if arguments.get("cache_position") is not None:
         short["cache_position"] = arguments["cache_position"][:width]
     if mask is not None:
         short["attention_mask"] = torch.cat([mask[:, :past], take(mask[:, past:], 0)], dim=1)
     elif bool((columns < 0).any()):
         short["attention_mask"] = take(torch.ones_like(ids), 0)
-    return Short(short, columns)
+    return Short(short, columns, cached)
 
 
 def rows_of(ids: Tensor, kind: Placeholders) -> list[int]:
-    """The row of every image; :func:`shorten` has checked the counts."""
+    """The row of every image that is not in a cache; :func:`shorten` has checked the counts."""
     rows, sizes = [], iter(kind.before)
     for row, count in enumerate((ids == kind.token).sum(1).tolist()):
         while count > 0:
@@ -202,6 +221,14 @@ def _check_counts(name: str, kind: Placeholders, counts: list[int]) -> None:
             f"{len(sizes)} were given; expand the prompt to {each} placeholders per {kind.noun.removesuffix('s')}, as for the "
             f"model without pruning"
         )
+
+
+def _closed(positions: Tensor, cut: Tensor) -> Tensor:
+    """Positions without the gaps of columns [B, L] that are cut; where they start again, so does the count of gaps."""
+    cut = cut.to(positions.device).long()
+    gap = cut.cumsum(1)
+    again = torch.nn.functional.pad(positions.diff(dim=1) < 0, (1, 0))
+    return positions - gap + (gap - cut).masked_fill(~again, 0).cummax(1).values
 
 
 def _inside(mask: Tensor) -> Tensor:

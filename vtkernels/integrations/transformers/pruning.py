@@ -12,13 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vtkernels.integrations.transformers import generation, positions
+from vtkernels.integrations.transformers import cache, generation, positions
 from vtkernels.integrations.transformers.attach import Attachments, named_arguments
+from vtkernels.integrations.transformers.cache import Cached
 from vtkernels.integrations.transformers.capture import Encoding
 from vtkernels.integrations.transformers.options import Options
-from vtkernels.integrations.transformers.positions import POSITIONS, Positions
+from vtkernels.integrations.transformers.positions import COUNTING, POSITIONS, Positions
 from vtkernels.integrations.transformers.prompt import Placeholders, Short, Text, rows_of, shorten, text_of_rows
 from vtkernels.integrations.transformers.record import Record
+from vtkernels.integrations.transformers.stats import Meter, Stats, running
 from vtkernels.integrations.transformers.visual import Visual, hook_projector
 from vtkernels.methods import Method
 
@@ -35,7 +37,7 @@ class _Call:
 
 _CALL: ContextVar[_Call | None] = ContextVar("vtkernels_generate", default=None)
 # What the running call has to say about its images, by kind, where the method asks for the prompt.
-_TEXT: ContextVar[dict[str, Text] | None] = ContextVar("vtkernels_text", default=None)
+TEXT: ContextVar[dict[str, Text] | None] = ContextVar("vtkernels_text", default=None)
 # The record that the running call writes.
 _RECORD: ContextVar[Record | None] = ContextVar("vtkernels_record", default=None)
 
@@ -49,6 +51,7 @@ class Pruning:
         keep: tokens per image or fraction, as given.
         options: budget, positions, newlines and padding, the method's own choices filled in.
         last: the :class:`Record` of the latest prefill (with ``generate``: of its prefill; without images: empty lists).
+        stats: the :class:`Stats` of the latest call inside ``measure()``; None until there is one.
 
     ``forward`` returns logits of the shortened prompt. Logits processors and stopping criteria of ``generate`` see the
     shortened ids; ``max_length``, ``min_length``, a streamer and the returned sequences speak of the original ones.
@@ -62,7 +65,9 @@ class Pruning:
         self.keep = keep
         self.options = options
         self.last = Record()
+        self.stats: Stats | None = None
         self.attachments = Attachments()
+        self._meter: Meter | None = None
         self._visuals = [visual(self) for visual in visuals]
         for visual in self._visuals:
             visual.check()
@@ -86,7 +91,9 @@ class Pruning:
         return self
 
     def remove(self) -> None:
-        """Restore the model. Twice is harmless."""
+        """Restore the model, and end a measurement. Twice is harmless."""
+        if self._meter is not None:
+            self._meter.detach()
         self.attachments.undo()
         if vars(self.model).get(MARK) is self:
             del vars(self.model)[MARK]
@@ -101,6 +108,37 @@ class Pruning:
     def attached(self) -> bool:
         return vars(self.model).get(MARK) is self
 
+    @contextmanager
+    def measure(self) -> Iterator[list[Stats]]:
+        """Measure every call of the model inside the ``with``: tokens before and after, milliseconds by stage.
+
+        A GPU is synchronised at the borders of the stages. Outside there is no clock, no hook and no synchronisation.
+
+        Yields:
+            A list that gets the :class:`Stats` of each call when the call returns; ``stats`` is the latest.
+
+        Raises:
+            RuntimeError: the pruning was removed, or is being measured already; from a call: torch.compile left the hooks out.
+
+        Example:
+            >>> with pruning.measure():  # doctest: +SKIP
+            ...     model.generate(**inputs, max_new_tokens=64)
+            >>> print(pruning.stats)  # doctest: +SKIP
+        """
+        if not self.attached:
+            raise RuntimeError("the pruning was removed; measure() before remove()")
+        if self._meter is not None:
+            raise RuntimeError("the pruning is being measured already; leave that measure() first")
+        self._meter = Meter(self.model, self._keep_stats)
+        try:
+            with self._meter:
+                yield self._meter.calls
+        finally:
+            self._meter = None
+
+    def _keep_stats(self, stats: Stats) -> None:
+        self.stats = stats
+
     # ---------------------------------------------------------------------------------------------- calls of the model
 
     def _forward(self, original: Any, *args: Any, **kwargs: Any) -> Any:
@@ -109,23 +147,27 @@ class Pruning:
         arguments = named_arguments(original, args, kwargs) if args else kwargs
         counts = self._counts(arguments)
         if not any(counts):
-            if arguments.get("past_key_values") is None:  # not a decoding step
+            if _starts(arguments):
                 self.last = Record()
+                cache.forget(arguments.get("past_key_values"))
             return original(*args, **kwargs)
         call = _CALL.get()
         if call is not None and call.pruning is self:
             # transformers 5 has encoded the images before; 4 does it in here
-            with _held(_RECORD, Record() if self._pixels(arguments) else _RECORD.get()):
+            with holding(_RECORD, Record() if self._pixels(arguments) else _RECORD.get()):
                 return original(*args, **kwargs)
         kinds = self._kinds(arguments, "input_ids", counts)
-        short = self._shorten(arguments, "input_ids", kinds)
-        cache = arguments.get("past_key_values")
+        held = self._cached(arguments, "input_ids")
+        short = self._shorten(arguments, "input_ids", kinds, None)
+        placed = self._positions(arguments, "input_ids", kinds, short, generating=False)
         with (
-            _held(_RECORD, Record()),
-            _held(_TEXT, self._text(arguments, "input_ids", kinds, counts)),
-            _held(POSITIONS, self._positions(arguments, "input_ids", kinds, short, cache, generating=False)),
+            holding(_RECORD, Record()),
+            holding(TEXT, self._text(arguments, "input_ids", kinds, short, counts)),
+            holding(POSITIONS, placed),
         ):
-            return original(**short.arguments)
+            result = original(**short.arguments)
+        _remember(arguments, result, held, short, arguments["input_ids"].shape[1])
+        return _placed(result, placed)
 
     def _generate(self, original: Any, *args: Any, **kwargs: Any) -> Any:
         if not self.attached:
@@ -133,10 +175,10 @@ class Pruning:
         arguments = named_arguments(original, args, kwargs)
         name = "inputs" if arguments.get("inputs") is not None else "input_ids"
         ids, counts = arguments.get(name), self._counts(arguments)
-        cache = arguments.get("past_key_values")
-        continues = positions.cached_tokens(cache) > 0
+        continues = cache.tokens(arguments.get("past_key_values")) > 0
         if not continues:
-            positions.forget(getattr(self.model, "_cache", None))  # a static cache that generate uses again
+            for used in (arguments.get("past_key_values"), getattr(self.model, "_cache", None)):
+                cache.forget(used)  # generate uses a static one again
         if not any(counts):
             self.last = Record()
             if ids is None or arguments.get("inputs_embeds") is not None or not continues:
@@ -144,11 +186,13 @@ class Pruning:
 
         if ids is not None and arguments.get("attention_mask") is None:
             arguments["attention_mask"] = generation.padding_mask(self.model, arguments, ids)
-        # a cache that is continued holds images of the prompt that do not come again
-        kinds = self._kinds(arguments, name, None if continues else counts)
-        short = self._shorten(arguments, name, kinds)
-        placed = self._positions(arguments, name, kinds, short, None, generating=True)
-        text = self._text(arguments, name, kinds, counts) if any(counts) else None
+        kinds = self._kinds(arguments, name, counts) if any(counts) else []
+        held, mask = self._cached(arguments, name), arguments.get("attention_mask")
+        # the images that the cache holds do not come again; a wider mask means that the text does not, either
+        again = continues and (mask is None or mask.shape[1] == ids.shape[1])
+        short = self._shorten(arguments, name, kinds, held if again else None)
+        placed = self._positions(arguments, name, kinds, short, generating=True)
+        text = self._text(arguments, name, kinds, short, counts) if any(counts) else None
         arguments = dict(short.arguments)
         if placed is not None:
             arguments.pop("position_ids", None)  # part of what is placed
@@ -157,13 +201,15 @@ class Pruning:
         if arguments.get("streamer") is not None:
             arguments["streamer"] = generation.OriginalPrompt(arguments["streamer"], ids)
         with (
-            _held(_CALL, _Call(self, counts)),
-            _held(_RECORD, Record()),
-            _held(_TEXT, text),
-            _held(POSITIONS, placed),
+            holding(_CALL, _Call(self, counts)),
+            holding(_RECORD, Record()),
+            holding(TEXT, text),
+            holding(POSITIONS, placed),
+            holding(COUNTING, None if "position_ids" in arguments else self.model.model.language_model),
         ):
             result = original(**arguments)
-        return generation.with_original_prompt(result, ids, width)
+        _remember(short.arguments, result, held, short, ids.shape[1])
+        return generation.with_original_prompt(_placed(result, placed), ids, width)
 
     # ---------------------------------------------------------------------------------------------- the prompt
 
@@ -179,22 +225,40 @@ class Pruning:
     def _pixels(self, arguments: dict[str, Any]) -> bool:
         return any(visual.count(arguments) for visual in self._visuals)
 
-    def _kinds(self, arguments: dict[str, Any], name: str, counts: tuple[int, ...] | None) -> list[Placeholders]:
-        """The placeholders of every kind; ``counts`` None: as many as the prompt holds."""
+    def _kinds(self, arguments: dict[str, Any], name: str, counts: tuple[int, ...]) -> list[Placeholders]:
+        """The placeholders of the images of every kind that come with a call."""
         if arguments.get(name) is None or arguments.get("inputs_embeds") is not None:
             raise ValueError(
                 "a pruned model finds the image placeholders in input_ids: give input_ids, not inputs_embeds, with images"
             )
-        return [
-            visual.placeholders(arguments, name, None if counts is None else counts[number])
-            for number, visual in enumerate(self._visuals)
-        ]
+        return [visual.placeholders(arguments, name, count) for visual, count in zip(self._visuals, counts, strict=True)]
 
-    def _shorten(self, arguments: dict[str, Any], name: str, kinds: list[Placeholders]) -> Short:
-        return shorten(arguments, name=name, kinds=kinds, pad=generation.option(self.model, arguments, "pad_token_id") or 0)
+    def _cached(self, arguments: dict[str, Any], name: str) -> Cached:
+        """What the cache of a call holds.
+
+        Raises:
+            ValueError: the attention mask counts tokens in front of the prompt that were pruned.
+        """
+        ids, mask = arguments[name], arguments.get("attention_mask")
+        held = cache.recall(arguments.get("past_key_values"), len(ids))
+        front, past = 0 if mask is None or mask.dim() != 2 else mask.shape[1] - ids.shape[1], held.columns.shape[1]
+        if front == held.whole != past:
+            raise ValueError(
+                f"attention_mask has {front} columns in front of {name}, but the cache holds {past}: visual tokens that were "
+                f"pruned are not in it; give {past} + {ids.shape[1]} columns"
+            )
+        return held
+
+    def _shorten(self, arguments: dict[str, Any], name: str, kinds: list[Placeholders], held: Cached | None) -> Short:
+        pad = generation.option(self.model, arguments, "pad_token_id") or 0
+        short = shorten(arguments, name=name, kinds=kinds, pad=pad, cached=held)
+        run = running(self.model)
+        if run is not None:
+            run.prompts = (name, arguments, short.arguments)
+        return short
 
     def _positions(
-        self, arguments: dict[str, Any], name: str, kinds: list[Placeholders], short: Short, cache: Any, *, generating: bool
+        self, arguments: dict[str, Any], name: str, kinds: list[Placeholders], short: Short, *, generating: bool
     ) -> Positions | None:
         """The positions of a shortened prompt, where they have gaps."""
         if self.options.positions == "contiguous" or short.columns is None:
@@ -203,29 +267,27 @@ class Pruning:
             raise ValueError(
                 "positions = 'original' needs to see the images being encoded: give pixel_values, not mm_encoder_outputs"
             )
-        return positions.of_prompt(arguments, name=name, kinds=kinds, short=short, cache=cache, generating=generating)
+        return positions.of_prompt(
+            self.model.model.language_model, arguments, name=name, kinds=kinds, short=short, generating=generating
+        )
 
     def _text(
-        self, arguments: dict[str, Any], name: str, kinds: list[Placeholders], counts: tuple[int, ...]
+        self, arguments: dict[str, Any], name: str, kinds: list[Placeholders], short: Short, counts: tuple[int, ...]
     ) -> dict[str, Text] | None:
         """The text around each image of a call, by kind, where the method asks for it."""
         if "prompt" not in self.method.needs:
             return None
         special = getattr(self.method, "special_ids", None)
         special = generation.special_ids(self.model, arguments) if special is None else special
-        ids, who, texts = arguments[name].cpu(), type(self.method).__name__, {}
+        new = arguments[name][:, 0 if short.cached is None else short.cached.whole :].cpu()
+        who, texts = type(self.method).__name__, {}
         for visual, kind, count in zip(self._visuals, kinds, counts, strict=True):
             if not count:
                 continue
-            rows = rows_of(ids, kind)
-            if count != len(rows) and len(ids) > 1:
-                raise ValueError(
-                    f"{who} cannot tell which rows the {count} {kind.noun} belong to: continue a cache with one row at a time"
-                )
             texts[visual.kind] = text_of_rows(
                 arguments,
                 name=name,
-                rows=rows[-count:],  # the last of the prompt, where a cache holds the others
+                rows=rows_of(new, kind),
                 special={*special, *(other.token for other in kinds)},
                 pad=generation.option(self.model, arguments, "pad_token_id") or 0,
                 who=who,
@@ -236,7 +298,7 @@ class Pruning:
 
     def prompt_of(self, visual: Visual, images: int, device: torch.device) -> dict[str, Tensor]:
         """The prompt captures of ``images`` that are being encoded."""
-        text = (_TEXT.get() or {}).get(visual.kind)
+        text = (TEXT.get() or {}).get(visual.kind)
         if text is None:
             raise ValueError(
                 f"{type(self.method).__name__} needs the prompt, which {visual.encode} does not see: call the model or its "
@@ -259,7 +321,7 @@ class Pruning:
         record = Record() if record is None else record
         placed = POSITIONS.get()
         if placed is not None:
-            placed.place([rank.sort().values for rank in encoding.ranks[::repeats]])
+            placed.place(visual.noun, [rank.sort().values for rank in encoding.ranks[::repeats]])
         for layout, kept in list(zip(encoding.layouts, encoding.kept, strict=True))[::repeats]:
             record.indices.append(kept.candidates if layout.geometry.crops == 1 else _ascending(kept.candidates))
             record.scores.append(kept.scores)
@@ -267,6 +329,48 @@ class Pruning:
             record.tokens_before.append(layout.before)
             record.tokens_after.append(layout.after)
         self.last = record
+        run = running(self.model)
+        if run is not None:
+            run.record = record
+
+
+def _starts(arguments: dict[str, Any]) -> bool:
+    """Whether a forward begins a prompt. Not certain of one token, or while compiling: no cache is read for a decoding step."""
+    held = arguments.get("past_key_values")
+    if held is None or torch.compiler.is_compiling():
+        return held is None
+    ids = arguments.get("input_ids") if arguments.get("inputs_embeds") is None else arguments["inputs_embeds"]
+    return ids is not None and ids.shape[1] > 1 and not cache.tokens(held)
+
+
+def _remember(arguments: dict[str, Any], result: Any, held: Cached, short: Short, length: int) -> None:
+    """Note on the cache that a call filled what it holds, with the prompt of ``length`` columns that was shortened."""
+    filled = arguments.get("past_key_values")
+    if filled is None:
+        parts = result if isinstance(result, tuple) else (getattr(result, "past_key_values", None),)
+        filled = next((part for part in parts if hasattr(part, "get_seq_length")), None)
+    if filled is None or short.columns is None:
+        return
+    if short.cached is None:
+        behind = short.columns.add(held.whole).masked_fill(short.columns < 0, -1)
+        cache.remember(filled, torch.cat([held.columns, behind], dim=1), held.whole + length)
+    else:
+        cache.remember(filled, short.columns, length)
+
+
+def _placed(result: Any, placed: Positions | None) -> Any:
+    """The result, unless the positions never reached the language model.
+
+    Raises:
+        RuntimeError: a compiled language model ran without its hooks.
+    """
+    if placed is not None and not placed.used:
+        raise RuntimeError(
+            "the language model ran without the pruning's hooks, which hand it the original positions, because torch.compile "
+            "left them out: take positions = 'contiguous', leave the language model uncompiled, or set "
+            "torch._dynamo.config.skip_nnmodule_hook_guards = False first"
+        )
+    return result
 
 
 def _ascending(candidates: Tensor) -> Tensor:
@@ -277,7 +381,7 @@ def _ascending(candidates: Tensor) -> Tensor:
 
 
 @contextmanager
-def _held(variable: ContextVar, value: Any) -> Iterator[None]:
+def holding(variable: ContextVar, value: Any) -> Iterator[None]:
     token = variable.set(value)
     try:
         yield

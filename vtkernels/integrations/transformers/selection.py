@@ -149,9 +149,9 @@ def choose(method: Method, plan: Plan, tokens: Tensor, captures: Captures) -> li
 
 
 def ranks(plan: Plan, image: int, kept: Kept) -> Tensor:
-    """int64 [k]: where each kept token stands in the prompt's order; zero vectors go last."""
-    own = plan.ranks[image][kept.candidates.clamp_min(0)]
-    return own.masked_fill(kept.candidates < 0, len(plan.layouts[image].geometry.order))
+    """int64 [k]: where each kept token stands in the prompt's order; zero vectors go last, but before a newline at the end."""
+    own, geometry = plan.ranks[image][kept.candidates.clamp_min(0)], plan.layouts[image].geometry
+    return own.masked_fill(kept.candidates < 0, len(geometry.order) - geometry.newline_is_end)
 
 
 def arrange(plan: Plan, image: int, kept: Kept, tokens: Tensor, extras: Tensor | None) -> tuple[Tensor, Tensor]:

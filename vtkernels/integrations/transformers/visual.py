@@ -16,7 +16,7 @@ from vtkernels.integrations.transformers.budget import check
 from vtkernels.integrations.transformers.capture import ENCODING, Encoding, Tower
 from vtkernels.integrations.transformers.layout import Geometry, Layout, lay_out
 from vtkernels.integrations.transformers.selection import Captures, Kept, Plan
-from vtkernels.methods import Method
+from vtkernels.methods import Method, Policy
 
 if TYPE_CHECKING:
     from vtkernels.integrations.transformers.pruning import Pruning
@@ -41,6 +41,7 @@ class Visual(ABC):
     encode = "get_image_features"
     pixels: tuple[str, ...] = ("pixel_values",)
     tower_name = "vision_tower"
+    projector_name = "multi_modal_projector"
     budgets: tuple[str, ...] = ("per_crop", "per_branch", "joint")
 
     def __init__(self, pruning: Pruning) -> None:
@@ -114,8 +115,10 @@ class Visual(ABC):
         if self.needs_layer:
             self.tower.layer_of(self.feature_layer({}))
         if "budget" in self.pruning.options.given and self.pruning.options.budget not in self.budgets:
+            own = getattr(self.method, "policy", Policy()).budgets
+            both = [budget for budget in self.budgets if budget in own] or self.budgets
             raise ValueError(
-                f"budget must be {' or '.join(map(repr, self.budgets))} for the {self.noun} of "
+                f"budget must be {' or '.join(map(repr, both))} with {name} for the {self.noun} of "
                 f"{type(self.pruning.model).__name__}, got {self.pruning.options.budget!r}"
             )
         self.check_keep()
@@ -133,6 +136,15 @@ class Visual(ABC):
     def layouts(self, arguments: dict[str, Any], count: int) -> list[Layout] | None:
         """The layout of each of ``count`` images, or None where ``arguments`` do not say it."""
 
+    def check_frames(self, videos: Tensor) -> None:
+        """That videos have a dimension of frames.
+
+        Raises:
+            ValueError: they have not.
+        """
+        if videos.dim() != 5:
+            raise ValueError(f"{self.pixels[0]} must have shape [videos, frames, 3, H, W], got {list(videos.shape)}")
+
     # ---------------------------------------------------------------------------------------------- the prompt
 
     @property
@@ -147,23 +159,22 @@ class Visual(ABC):
                 options = options.with_budget(self.budgets[0])
             self._layouts[key] = lay_out(geometry(), self.method, self.pruning.keep, options, clip=clip)
         layout = self._layouts[key]
-        candidates = int((layout.rank >= 0).sum())
-        if clip and self.pruning.keep > candidates and not self._said:
+        if clip and self.pruning.keep > layout.most and not self._said:
             self._said = True
             warnings.warn(
-                f"keep = {self.pruning.keep} is more than the {candidates} patch tokens of one of the {self.noun}: all of them "
-                f"are kept (said once)",
+                f"keep = {self.pruning.keep} is more than the {layout.most} patch tokens that the prompt has for one of the "
+                f"{self.noun}: that one keeps {layout.most} (said once)",
                 stacklevel=2,
             )
         return layout
 
-    def placeholders(self, arguments: dict[str, Any], name: str, count: int | None) -> prompt.Placeholders:
-        """The placeholders of ``count`` images, or (None) of all that the prompt holds.
+    def placeholders(self, arguments: dict[str, Any], name: str, count: int) -> prompt.Placeholders:
+        """The placeholders of ``count`` images; where the call does not say their sizes, of all that the prompt holds.
 
         Raises:
             ValueError: the prompt holds images of unknown size.
         """
-        layouts = None if count is None else self.layouts(arguments, count)
+        layouts = self.layouts(arguments, count)
         if layouts is None:
             layouts = self._seen(arguments[name])
         return prompt.Placeholders(self.noun, self.token, [x.before for x in layouts], [x.after for x in layouts])
@@ -186,7 +197,8 @@ class Visual(ABC):
 
     def attach(self, attachments: Attachments) -> None:
         """Wrap and hook what this kind of input goes through."""
-        attachments.wrap(self.core, self.encode, self._encode)
+        # torch.compile would leave out the hooks on which the choice depends
+        attachments.wrap(self.core, self.encode, self._encode, compiled=False)
         if self.needs_layer:
             self.tower.watch(self.tower.layer_of(self.feature_layer({})), attachments)
 
@@ -201,6 +213,7 @@ class Visual(ABC):
         if self.needs_layer:
             encoding.layer = self.tower.layer_of(self.feature_layer(arguments))
             self.tower.watch(encoding.layer, self.pruning.attachments)
+        hook_projector(getattr(self.core, self.projector_name), self.pruning.attachments)
         token = ENCODING.set(encoding)
         try:
             result = original(*args, **kwargs)
@@ -337,19 +350,31 @@ def len_kept(layout: Layout) -> int:
 
 
 def hook_projector(projector: nn.Module, attachments: Attachments) -> None:
-    """The hooks hold no reference to the pruning: a copy of the projector may carry them."""
-    attachments.hook(projector.register_forward_pre_hook, _before_projector)
-    attachments.hook(projector.register_forward_hook, _after_projector)
+    """The hooks hold no reference to the pruning: a copy of the projector, inside an adapter, may carry them."""
+    if attachments.first(projector):
+        attachments.hook(projector.register_forward_pre_hook, _before_projector)
+        attachments.hook(projector.register_forward_hook, _after_projector)
+
+
+def hooked_projectors(projector: nn.Module) -> list[nn.Module]:
+    """Where these hooks are: not on the projector itself, if an adapter has wrapped or copied it since."""
+    return [part for part in projector.modules() if _before_projector in part._forward_pre_hooks.values()]
 
 
 def _before_projector(projector: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
     encoding = ENCODING.get()
-    return None if encoding is None else (encoding.visual.before_projector(encoding, args[0]), *args[1:])
+    if encoding is None or encoding.entered:  # an adapter around the projector carries the hooks, too
+        return None
+    encoding.entered = True
+    return (encoding.visual.before_projector(encoding, args[0]), *args[1:])
 
 
 def _after_projector(projector: nn.Module, args: tuple[Tensor, ...], projected: Tensor) -> Tensor | None:
     encoding = ENCODING.get()
-    return None if encoding is None else encoding.visual.after_projector(encoding, projected)
+    if encoding is None or encoding.left:
+        return None
+    encoding.left = True
+    return encoding.visual.after_projector(encoding, projected)
 
 
 def features_of(result: Any) -> Any:
