@@ -7,13 +7,13 @@ BIN := .venv/bin
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml constraints.txt
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-original lint bench build clean
+.PHONY: demo test test-kernels test-original test-transformers lint bench build clean
 
 demo: build
 	$(BIN)/python -m vtkernels demo
 
 test: build
-	VTKERNELS_REQUIRE_NATIVE=1 $(BIN)/python -m pytest
+	VTKERNELS_REQUIRE_NATIVE=1 $(BIN)/python -m pytest -n 2
 
 lint: build
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -35,6 +35,19 @@ build: .venv/.built
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation --editable ".[dev]"
 	touch $@
 
+# Triton's interpreter and the emulated GPUs on every test of an op, and the slow tests of the kernels.
+test-kernels: build
+	VTKERNELS_REQUIRE_NATIVE=1 VTKERNELS_TEST_KERNELS=1 $(BIN)/python -m pytest -n 2 -k "triton or sm_90 or sm_80 or cuda"
+
+# The oldest transformers that vt.prune supports; `make test` runs the newest.
+test-transformers: build .venv-transformers/.installed
+	.venv-transformers/bin/python -m pytest -n 2 tests/test_prune_*.py tests/test_docs.py
+
+.venv-transformers/.installed: constraints.txt
+	$(PYTHON) -m venv .venv-transformers
+	.venv-transformers/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch pytest pytest-xdist "transformers==4.57.6" peft accelerate pillow
+	touch $@
+
 # The original LLaVA code base without its pins, torch 2.0.1 among them.
 test-original: build .venv-original/.installed
 	.venv-original/bin/python -m pytest tests/test_prune_original.py
@@ -46,4 +59,4 @@ test-original: build .venv-original/.installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-original build dist vtkernels/_native vtkernels/_host*.so *.egg-info
+	rm -rf .venv .venv-original .venv-transformers build dist vtkernels/_native vtkernels/_host*.so *.egg-info

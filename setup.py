@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -44,6 +45,24 @@ def jobs() -> str:
     return str(max(1, min(os.cpu_count() or 1, memory // (3 << 29))))
 
 
+def cuda_options() -> list[str]:
+    """VTKERNELS_BUILD_CUDA (auto, 0, 1) and TORCH_CUDA_ARCH_LIST, in CMake's words."""
+    wanted = os.environ.get("VTKERNELS_BUILD_CUDA", "auto")
+    if wanted not in ("auto", "0", "1"):
+        sys.exit(f"VTKERNELS_BUILD_CUDA must be auto, 0 or 1, got {wanted!r}")
+    options = [f"-DVTKERNELS_BUILD_CUDA={wanted}"]
+    if os.environ.get("TORCH_CUDA_ARCH_LIST"):
+        architectures = []
+        for entry in os.environ["TORCH_CUDA_ARCH_LIST"].replace(" ", ";").split(";"):
+            found = re.fullmatch(r"(\d+)\.(\d+[af]?)(\+PTX)?", entry)
+            if found is None:
+                sys.exit(f"TORCH_CUDA_ARCH_LIST must list architectures like 8.0 or 9.0a or 10.0+PTX, got {entry!r}")
+            number = found[1] + found[2]
+            architectures += [f"{number}-real"] + ([f"{number}-virtual"] if found[3] else [])
+        options.append(f"-DVTKERNELS_CUDA_ARCHITECTURES={';'.join(architectures)}")
+    return options
+
+
 class CMakeBuild(build_ext):
     """The CMake project as one extension: the shared libraries and ``vtkernels._host``."""
 
@@ -66,6 +85,7 @@ class CMakeBuild(build_ext):
             f"-DVTKERNELS_OUTPUT={package}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DPython_EXECUTABLE={sys.executable}",
+            *cuda_options(),
         ]  # fmt: skip
         try:
             subprocess.run(configure, check=True)

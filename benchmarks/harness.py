@@ -7,14 +7,16 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import vtkernels
+from vtkernels import triton
 
 RESULTS = Path(__file__).parent / "results"
 SHAPE = ("B", "N", "D", "H", "K")
@@ -41,14 +43,17 @@ class Case:
 def measure(case: Case) -> list[dict[str, Any]]:
     """Rows of the CSV: p20, p50 and p80 of each provider, all providers in turn so that noise hits them alike."""
     case.gate()
+    finished = torch.cuda.synchronize if torch.get_default_device().type == "cuda" else lambda: None
     for call in case.providers.values():
         call()
+    finished()
     started = time.perf_counter()
     times: dict[str, list[float]] = {name: [] for name in case.providers}
     while len(next(iter(times.values()))) < 5 or time.perf_counter() - started < case.seconds:
         for name, call in case.providers.items():
             begin = time.perf_counter()
             call()
+            finished()  # from the call to the result: what a caller waits for
             times[name].append(1e3 * (time.perf_counter() - begin))
     rows = []
     for name, values in times.items():
@@ -59,6 +64,58 @@ def measure(case: Case) -> list[dict[str, Any]]:
         row |= {"p20_ms": f"{p20:.4f}", "p50_ms": f"{p50:.4f}", "p80_ms": f"{p80:.4f}", "repeats": len(values)}
         rows.append(row | environment())
     return rows
+
+
+def with_triton(case: Case) -> Case:
+    """The case with the Triton launcher called directly, where there is one: the op without checks and dispatch.
+
+    Its result must be that of the op bit for bit wherever Triton is what the op runs.
+    """
+    call, device = case.providers["vtkernels"], torch.get_default_device().type
+    op = case.op.partition("(")[0]
+    if op not in triton.KERNELS or not _calls(call, op):
+        return case
+    if device != "cuda" or not vtkernels.status("triton", device).available:
+        return case  # in the interpreter there is nothing to time
+    twin = partial(triton.load(op), *call.args, **call.keywords)
+
+    def gate() -> None:
+        case.gate()
+        if vtkernels.which(op, device) == "triton":
+            for a, b in zip(_results(twin()), _results(call()), strict=True):
+                if not torch.equal(a, b):
+                    raise AssertionError(f"{op}: the launcher and the op differ: no timing on a red gate")
+
+    return replace(case, providers={**case.providers, "triton": twin}, gate=gate)
+
+
+def in_half(case: Case, dtype: str) -> Case:
+    """The case with half-precision inputs. The published computation rounds to half as it goes, so that it chooses otherwise.
+
+    The gate is then the reference, which has float32 state as the kernels have: at most a share of 2% of the picks may differ.
+    """
+    call, op = case.providers["vtkernels"], case.op.partition("(")[0]
+    if not _calls(call, op) or op == "compact_":  # which returns nothing, and rounds nothing
+        return replace(case, dtype=dtype)
+
+    def gate() -> None:
+        want = getattr(vtkernels.reference, op)(*call.args, **call.keywords)
+        for a, b in zip(_results(call()), _results(want), strict=True):
+            if b.is_floating_point():
+                torch.testing.assert_close(a, b, rtol=2e-3, atol=1e-5)
+            else:
+                same_picks(a, b, 0.02)
+
+    return replace(case, dtype=dtype, gate=gate)
+
+
+def _calls(call: Callable[[], Any], op: str) -> bool:
+    """Whether a provider is the op itself."""
+    return isinstance(call, partial) and call.func is getattr(vtkernels, op)
+
+
+def _results(x: Any) -> tuple[torch.Tensor, ...]:
+    return () if x is None else x if isinstance(x, tuple) else (x,)
 
 
 def environment() -> dict[str, Any]:
@@ -74,7 +131,9 @@ def environment() -> dict[str, Any]:
 
 
 def machine() -> str:
-    """The processor as it names itself, family and model, and the vector extension in use."""
+    """The GPU, if it is the default device; else the processor as it names itself and the vector extension in use."""
+    if torch.get_default_device().type == "cuda":
+        return torch.cuda.get_device_name()
     known: dict[str, str] = {}
     info = Path("/proc/cpuinfo")
     if info.exists():

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from emulated import GPUS, gpus_of
 from torch import Tensor
 
 import vtkernels as vt
 from vtkernels._schemas import SCHEMAS
+from vtkernels.triton import KERNELS
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 SIZES = (1, 2, 15, 17, 33, 63, 129, 151)
@@ -21,9 +23,19 @@ each_int = pytest.mark.parametrize("int_dtype", (torch.int32, torch.int64), ids=
 
 @functools.cache
 def backends_of(op: str) -> tuple[str, ...]:
-    """The backends that have ``op`` on this machine's CPU."""
+    """The backends that have ``op`` on this machine's CPU, the automatic choice first; Triton and CUDA as far as they can be
+    interpreted and emulated."""
+    interpreted = ("triton",) if op in KERNELS and vt.status("triton").available else ()
     with vt.backend("auto"):
-        return ("reference",) if vt.which(op) == "reference" else (vt.which(op), "reference")
+        return tuple(dict.fromkeys((vt.which(op), *interpreted, *gpus_of(op), "reference")))
+
+
+def dtypes_of(backend: str) -> tuple[torch.dtype, ...]:
+    """The dtypes that ``backend`` takes: GPU kernels keep float32 state and refuse float64 (``test_triton.py``). What depends
+    on the dtype does not depend on the GPU, so half types are emulated on one."""
+    if backend == "sm_80":
+        return DTYPES[:1]
+    return DTYPES[:-1] if backend == "triton" or backend in GPUS else DTYPES
 
 
 def on_ops(*ops: str) -> pytest.MarkDecorator:

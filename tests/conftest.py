@@ -1,8 +1,15 @@
 """Fixtures of every test: the backend under test, and uninitialised memory that shows."""
 
+import os
+
+# Triton kernels run on CPU tensors in Triton's interpreter, which is chosen when Triton is first imported. Whatever needs
+# compiled kernels runs in a process of its own.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
 import pytest
 import torch
-from cases import backends_of
+from cases import backends_of, dtypes_of
+from emulated import GPUS, emulated
 
 import vtkernels as vt
 
@@ -12,6 +19,46 @@ def pytest_generate_tests(metafunc):
     op = getattr(metafunc.module, "OP", None)
     if op is not None and "backend" in metafunc.fixturenames:
         metafunc.parametrize("backend", backends_of(op), indirect=True)
+
+
+def distinct(value) -> tuple:
+    """Tells parameters apart: by value where that is plain, else by identity."""
+    plain = isinstance(value, bool | int | float | str | tuple | torch.dtype | None)
+    return type(value), repr(value) if plain else id(value)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Thins what runs in Triton's interpreter and in the emulator, which are slow; what is left out is counted as deselected.
+
+    Left out: tests marked ``large``; rows of more than 151 tokens; float64, which the kernels refuse; and of the parameters of
+    a test, combinations none of whose values is new. So every value runs, but not every product of them. Without
+    ``VTKERNELS_TEST_KERNELS=1`` (``make test-kernels``) each test of an op runs once on each of them, and what is marked
+    ``kernels`` does not run.
+    """
+    everything = os.environ.get("VTKERNELS_TEST_KERNELS") == "1"
+    kept, left_out, seen, started = [], [], set(), set()
+    for item in items:
+        values = item.callspec.params if hasattr(item, "callspec") else {}
+        backend = values.get("backend")
+        if backend != "triton" and backend not in GPUS:
+            (kept if everything or item.get_closest_marker("kernels") is None else left_out).append(item)
+            continue
+        test = item.nodeid.partition("[")[0], values.get("op"), backend
+        places = {(*test, name, *distinct(value)) for name, value in values.items() if name not in ("op", "backend")}
+        refused = (
+            item.get_closest_marker("large") is not None
+            or values.get("dtype") not in (None, *dtypes_of(backend))
+            or any(isinstance(values.get(name), int) and values[name] > 151 for name in ("n", "t"))
+            or (places and places <= seen)
+            or (not everything and (test in started or "op" in values))
+        )
+        if not refused:
+            started.add(test)
+            seen |= places
+        (left_out if refused else kept).append(item)
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = kept
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -41,7 +88,7 @@ def threads():
 
 @pytest.fixture
 def backend(request, threads):
-    """The loops of the reference are small library calls: on a busy machine their threads wait more than they work."""
-    threads(1 if request.param == "reference" else 2)
-    with vt.backend(request.param):
+    """Reference and interpreter are loops of small library calls: on a busy machine their threads wait more than they work."""
+    threads(2 if request.param == "native" else 1)
+    with emulated(*GPUS[request.param]) if request.param in GPUS else vt.backend(request.param):
         yield request.param

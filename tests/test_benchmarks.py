@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+import vtkernels as vt
 from vtkernels._schemas import SCHEMAS
 
 ROOT = Path(__file__).parent.parent
@@ -26,6 +28,29 @@ def test_gate_of_the_first_shape_is_green(op):
     case = next(iter(importlib.import_module(f"benchmarks.{op}").cases()))
     assert case.op == op and "vtkernels" in case.providers and len(case.providers) > 1
     case.gate()
+
+
+@pytest.mark.parametrize("op", ["cls_attention", "scope_select", "compact_"])
+def test_gate_in_half_precision_is_green(monkeypatch, op):
+    inputs, harness = (importlib.import_module(f"benchmarks.{name}") for name in ("inputs", "harness"))
+    monkeypatch.setattr(inputs, "dtype", torch.float16)
+    case = harness.in_half(next(iter(importlib.import_module(f"benchmarks.{op}").cases())), "float16")
+    assert case.dtype == "float16" and case.providers["vtkernels"].args[0].dtype == torch.float16
+    case.gate()
+
+
+def test_gate_in_half_precision_can_be_red(monkeypatch):
+    harness, module = (importlib.import_module(f"benchmarks.{name}") for name in ("harness", "cls_attention"))
+    case = harness.in_half(next(iter(module.cases())), "float16")
+    monkeypatch.setattr(vt.reference, "cls_attention", lambda *given, **options: vt.cls_attention(*given, **options) + 1)
+    with pytest.raises(AssertionError):
+        case.gate()
+
+
+def test_interpreted_triton_is_no_provider():
+    harness = importlib.import_module("benchmarks.harness")
+    case = next(iter(importlib.import_module("benchmarks.topk_select").cases()))
+    assert harness.with_triton(case) is case
 
 
 def test_red_gate_stops_the_timing():

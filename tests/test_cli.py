@@ -283,7 +283,8 @@ class TestInfo:
         assert facts["versions"]["vtkernels"] == vt.__version__
         assert facts["versions"]["torch"] == torch.__version__
         assert facts["ops"]["scope_select"]["cpu"] == vt.which("scope_select", "cpu")
-        assert {"VTKERNELS_BACKEND", "VTKERNELS_NATIVE", "VTKERNELS_SIMD"} == set(facts["environment"])
+        names = {"VTKERNELS_BACKEND", "VTKERNELS_NATIVE", "VTKERNELS_SIMD", "VTKERNELS_TRITON_TABLE", "TRITON_INTERPRET"}
+        assert names == set(facts["environment"])
         triton = next(row for row in facts["backends"] if row["backend"] == "triton" and row["device"] == "cpu")
         assert (triton["available"], triton["reason"]) == (vt.status("triton").available, vt.status("triton").reason)
 

@@ -36,7 +36,7 @@ def test_every_op_has_an_example():
 
 @on_ops()
 @each_dtype
-@pytest.mark.parametrize("n", [1, 17, 129])
+@pytest.mark.parametrize("n", [1, 17, pytest.param(129, marks=pytest.mark.large)])
 def test_row_gives_the_same_bits_alone_and_anywhere_in_a_batch(op, backend, n, dtype):
     sizes = {"batch": 7, "n": n, "dtype": dtype, "lengths": True}
     whole = run(op, example(op, **sizes))
@@ -48,6 +48,7 @@ def test_row_gives_the_same_bits_alone_and_anywhere_in_a_batch(op, backend, n, d
     assert_same(moved, tuple(x[order] for x in whole), backend)
 
 
+@pytest.mark.large
 @on_ops()
 @pytest.mark.parametrize("batch", [1, 3])
 def test_thread_count_does_not_change_a_bit(op, backend, batch, threads):

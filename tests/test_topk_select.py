@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from cases import DTYPES, SIZES, Draw, each_dtype, each_int, ragged
+from cases import SIZES, Draw, dtypes_of, each_dtype, each_int, ragged
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from oracles import array, topk, valid_count
@@ -42,7 +42,7 @@ def test_lowest_index_wins_ties(backend, n, dtype):
 @given(row=st.lists(st.sampled_from(SPECIAL), max_size=24), budget=st.integers(0, 24), length=st.integers(-2, 26))
 def test_ranks_special_values(backend, row, budget, length):
     k = min(budget, len(row))
-    for dtype in DTYPES:
+    for dtype in dtypes_of(backend):
         scores = torch.tensor([row], dtype=dtype).view(1, len(row))
         check(scores, k)
         check(scores, k, lengths=torch.tensor([length]))
@@ -68,6 +68,8 @@ def test_nan_of_either_sign_ranks_last_by_index(backend):
 def test_neighbours_in_float32_and_float64_are_told_apart(backend):
     ulp = torch.tensor([[1.0, 1 + 2**-23, 1 - 2**-24, 1 + 2**-23]])
     assert vt.topk_select(ulp, 4, sort=False).tolist() == [[1, 3, 0, 2]]
+    if torch.float64 not in dtypes_of(backend):
+        return
     ulp = torch.tensor([[1.0, 1 + 2**-52, 1 - 2**-53, 1 + 2**-52, 1e300]], dtype=torch.float64)
     assert vt.topk_select(ulp, 5, sort=False).tolist() == [[4, 1, 3, 0, 2]]
 
@@ -80,7 +82,7 @@ def test_infinity_and_the_greatest_number_are_told_apart(backend, dtype):
 
 
 def test_subnormal_scores_are_no_zeros(backend):
-    for dtype in DTYPES:
+    for dtype in dtypes_of(backend):
         tiny = torch.finfo(dtype).smallest_normal / 4
         scores = torch.tensor([[0.0, tiny, -tiny, 2 * tiny]], dtype=dtype)
         assert vt.topk_select(scores, 4, sort=False).tolist() == [[3, 1, 0, 2]]

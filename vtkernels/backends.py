@@ -1,24 +1,30 @@
 """Which backends exist, why one is unavailable, and which one runs.
 
-The reference sits at ``CompositeExplicitAutograd``; the native library overrides it on the devices it has kernels for.
-That is the automatic choice. An explicit choice puts its kernels on top for this process and never falls back.
+The reference sits at ``CompositeExplicitAutograd``; the native library overrides it on the devices it has kernels for, Triton
+on GPUs where the native library has none (a ROCm build of torch calls its devices ``cuda`` too). That is the automatic choice.
+An explicit choice puts its kernels on top for this process and never falls back.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 
 import torch
 
-from vtkernels import _checks, _load, reference
+from vtkernels import _checks, _load, reference, triton
 from vtkernels._ops import NAMESPACE, qualified
 from vtkernels._schemas import LIBRARY, OUT, SCHEMAS, SHAPES
+from vtkernels.triton import _launch
 
 BACKENDS = ("native", "triton", "reference")
 _DEVICES = {"cpu": "CPU", "cuda": "CUDA"}
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
+_NEEDS_INTERPRETER = "runs on CPU tensors only under TRITON_INTERPRET=1"
 
 
 @dataclass(frozen=True)
@@ -38,8 +44,21 @@ def status(name: str, device: str = "cpu") -> Status:
         if not any(_NATIVE[op, device] for op in SCHEMAS):
             return Status(False, f"the native library has no {device} kernels")
     if name == "triton":
-        return Status(False, "this version has no Triton kernels")
+        reason = _why_no_triton(device)
+        return Status(not reason, reason)
     return Status(True)
+
+
+def _why_no_triton(device: str) -> str:
+    """Asks the driver only when asked: a count of devices at import would break ``fork`` for the caller."""
+    if not _HAS_TRITON:
+        return "triton is not installed (pip install triton; it exists for Linux)"
+    if device == "cpu":
+        return "" if _launch.interpreted() else _NEEDS_INTERPRETER
+    if not torch.cuda.is_available():
+        built = torch.version.cuda or torch.version.hip
+        return "no driver or no device that torch can use" if built else "no driver: this torch is built without CUDA and ROCm"
+    return ""
 
 
 def which(op: str, device: str = "cpu") -> str:
@@ -48,7 +67,9 @@ def which(op: str, device: str = "cpu") -> str:
         raise ValueError(f"op must be one of {', '.join(SCHEMAS)}, got {op!r}")
     if _chosen != "auto":
         return _chosen
-    return "native" if _NATIVE[op, device] else "reference"
+    if _NATIVE[op, device]:
+        return "native"
+    return "triton" if device == "cuda" and op in triton.KERNELS and status("triton", device).available else "reference"
 
 
 class backend:
@@ -101,6 +122,8 @@ def _choose(name: str) -> None:
                 for device, key in _DEVICES.items():
                     if name == "reference":
                         _override.impl(op, _reference(op), key)
+                    elif name == "triton":
+                        _override.impl(op, _triton(op, device), key)
                     elif not _NATIVE[op, device]:
                         _override.impl(op, _missing(op, name, device), key)
     _chosen = name
@@ -110,20 +133,61 @@ def _overloads() -> list[str]:
     return [*SCHEMAS, *(f"{name}.out" for name in OUT)]
 
 
-def _missing(op: str, name: str, device: str):
+def _missing(op: str, name: str, device: str, reason: str = ""):
     def kernel(*args, **kwargs):
         raise RuntimeError(
-            f"{qualified(op)} has no {name} kernel on {device}; use vtkernels.backend('auto') or VTKERNELS_BACKEND=auto, which "
-            f"runs the reference there"
+            f"{qualified(op)} has no {name} kernel on {device}{reason and f' ({reason})'}; use vtkernels.backend('auto') or "
+            f"VTKERNELS_BACKEND=auto, which runs another backend there"
         )
 
     return kernel
 
 
 def _reference(op: str):
-    """The op's reference as a dispatcher kernel: checks first, and never recorded by autograd."""
+    """The op's reference as a dispatcher kernel."""
+    return _dispatched(op, getattr(reference, op.removesuffix(".out")))
+
+
+def _triton(op: str, device: str):
+    """The op's Triton kernel as a dispatcher kernel, or one that says why there is none."""
     name = op.removesuffix(".out")
-    function = getattr(reference, name)
+    if name not in triton.KERNELS:
+        return _missing(op, "triton", device)
+    if device == "cpu" and not _launch.interpreted():
+        return _missing(op, "triton", device, _NEEDS_INTERPRETER)
+    return _dispatched(op, _launcher(name))
+
+
+def _automatic_triton(op: str):
+    """Triton on a GPU without native kernels; float64, for which it has none, runs in the reference."""
+    name = op.removesuffix(".out")
+    launcher, definition = _launcher(name), getattr(reference, name)
+
+    def function(*args, **kwargs):
+        wide = any(isinstance(x, torch.Tensor) and x.dtype == torch.float64 for x in (*args, *kwargs.values()))
+        return (definition if wide else launcher)(*args, **kwargs)
+
+    return _dispatched(op, function)
+
+
+def _launcher(name: str) -> Callable:
+    """The op's launcher, loaded at the first call, on the device of its input: Triton launches on the current one."""
+    launch = None
+
+    def function(*args, **kwargs):
+        nonlocal launch
+        launch = launch or triton.load(name)
+        if not args[0].is_cuda:
+            return launch(*args, **kwargs)
+        with torch.cuda.device(args[0].device):
+            return launch(*args, **kwargs)
+
+    return function
+
+
+def _dispatched(op: str, function: Callable):
+    """``function`` as a dispatcher kernel: checks first, and never recorded by autograd."""
+    name = op.removesuffix(".out")
 
     def check(*args, **kwargs):
         getattr(_checks, name)(*args, **kwargs)
@@ -155,6 +219,15 @@ _NATIVE = {
     for op in _overloads()
     for device, key in _DEVICES.items()
 }
+
+
+def _register_triton() -> None:
+    for op in _overloads():
+        if _HAS_TRITON and op.removesuffix(".out") in triton.KERNELS and not _NATIVE[op, "cuda"]:
+            LIBRARY.impl(op, _automatic_triton(op), "CUDA")
+
+
+_register_triton()
 try:
     _choose(os.environ.get("VTKERNELS_BACKEND", "auto"))
 except (ValueError, RuntimeError) as error:

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "../cpu/greedy.h"
+#include "plans.h"
 #include "vtkernels/isa.h"
 
 namespace py = pybind11;
@@ -32,7 +33,13 @@ py::dict build_info() {
   info["compiler"] = VTKERNELS_COMPILER;
   info["torch_target"] = VTKERNELS_TORCH_TARGET;
   info["torch_headers"] = VTKERNELS_TORCH_HEADERS;
+#if defined(VTKERNELS_CUDA)
+  info["cuda"] = VTKERNELS_CUDA;
+  info["cuda_architectures"] = VTKERNELS_CUDA_ARCHITECTURES;
+#else
   info["cuda"] = py::none();
+  info["cuda_architectures"] = py::none();
+#endif
   return info;
 }
 
@@ -46,4 +53,5 @@ PYBIND11_MODULE(_host, m) {
   m.def("set_simd_level", &set_simd_level, py::arg("level"), "Use this instruction set from now on, in every thread.");
   m.def("set_lazy", &vtkernels::cpu::set_lazy, py::arg("lazy"),
         "Test hook: False makes the greedy ops evaluate every candidate in every step.");
+  vtkernels::host::add_plans(m);
 }

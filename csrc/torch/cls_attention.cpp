@@ -1,4 +1,5 @@
 #include "attention.h"
+#include "gpu.h"
 
 namespace vtkernels::torch_ops {
 namespace {
@@ -11,6 +12,20 @@ void check_arguments(const Tensor& query, const Tensor& key, std::optional<doubl
 
 void run(const Tensor& query, const Tensor& key, std::optional<double> scale, int64_t prefix, const std::string& reduce,
          const std::optional<Tensor>& valid, const Tensor& out) {
+#if defined(VTKERNELS_CUDA)
+  if (key.is_cuda()) {
+    check_gpu_floats("cls_attention", "key", key);
+    const OnGpu gpu(key);
+    const cuda::Plan plan =
+        cuda::plan_attention(cuda::gpu(), key.size(0), key.size(1), key.size(2), key.size(3), prefix, -1, true);
+    const Workspace workspace(key, plan.workspace);
+    const cpu::AttentionOptions options = attention_options(key, scale, prefix);
+    cuda::cls_attention(plan, array<3>(query), array<4>(key), lengths(valid),
+                        {options.scale, prefix, reduce == "sum" ? Reduce::sum : Reduce::mean}, output<float>(out),
+                        workspace.data(), gpu.stream());
+    return;
+  }
+#endif
   const Parallel threads = parallel();
   const Scratch scratch(key, attention_scratch(key), key.size(0), threads);
   cpu::cls_attention(array<3>(query), array<4>(key), lengths(valid),
@@ -39,5 +54,12 @@ STABLE_TORCH_LIBRARY_IMPL(vtkernels, CPU, m) {
   m.impl("cls_attention", TORCH_BOX(&cls_attention));
   m.impl("cls_attention.out", TORCH_BOX(&cls_attention_out));
 }
+
+#if defined(VTKERNELS_CUDA)
+STABLE_TORCH_LIBRARY_IMPL(vtkernels, CUDA, m) {
+  m.impl("cls_attention", TORCH_BOX(&cls_attention));
+  m.impl("cls_attention.out", TORCH_BOX(&cls_attention_out));
+}
+#endif
 
 }  // namespace vtkernels::torch_ops

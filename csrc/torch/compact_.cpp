@@ -1,4 +1,5 @@
 #include "adapt.h"
+#include "gpu.h"
 
 namespace vtkernels::torch_ops {
 namespace {
@@ -10,6 +11,17 @@ void compact_(Tensor tokens, Tensor indices) {
   const int64_t b = tokens.size(0), n = tokens.size(1), k = indices.size(1);
   check(k <= n, op, ": indices must have at most N = ", n, " columns, got ", k);
   check_writable(op, "tokens", tokens);
+#if defined(VTKERNELS_CUDA)
+  if (tokens.is_cuda()) {  // the indices are not read back, so their order is the caller's word
+    const cpu::Rows to = rows(tokens);
+    const int64_t d = tokens.size(2);
+    const OnGpu gpu(tokens);
+    const bool sixteens = cuda::in_sixteens(to.data, to.element, to.stride, d);
+    cuda::compact_(cuda::plan_compact_(cuda::gpu(), b, d, to.element, sixteens), to.data, to.element, to.stride, b, k, d,
+                   index_rows(indices), gpu.stream());
+    return;
+  }
+#endif
   check_in_range(op, indices, n);
   const auto index = index_rows(indices);
   for (int64_t i = 0; i < b; ++i) {
@@ -27,5 +39,8 @@ void compact_(Tensor tokens, Tensor indices) {
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(vtkernels, CPU, m) { m.impl("compact_", TORCH_BOX(&compact_)); }
+#if defined(VTKERNELS_CUDA)
+STABLE_TORCH_LIBRARY_IMPL(vtkernels, CUDA, m) { m.impl("compact_", TORCH_BOX(&compact_)); }
+#endif
 
 }  // namespace vtkernels::torch_ops

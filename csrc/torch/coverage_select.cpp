@@ -1,6 +1,7 @@
 #include <tuple>
 
 #include "adapt.h"
+#include "gpu.h"
 
 namespace vtkernels::torch_ops {
 namespace {
@@ -16,6 +17,17 @@ std::tuple<Tensor, Tensor> coverage_select(Tensor similarity, std::optional<Tens
   check_lengths(op, valid, b, "similarity", similarity);
 
   Tensor indices = empty(similarity, {b, k}, ScalarType::Long), gains = empty(similarity, {b, k}, ScalarType::Float);
+#if defined(VTKERNELS_CUDA)
+  if (similarity.is_cuda()) {
+    check_gpu_floats(op, "similarity", similarity);
+    const OnGpu gpu(similarity);
+    const cuda::GreedyPlan plan = cuda::plan_coverage_select(cuda::gpu(), b, m, n);
+    const Workspace workspace(similarity, plan.workspace);
+    cuda::coverage_select(plan, array<3>(similarity), array<2>(weight), lengths(valid), k, combine(how), sort,
+                          output<int64_t>(indices), output<float>(gains), workspace.data(), gpu.stream());
+    return {indices, gains};
+  }
+#endif
   const Parallel threads = parallel();
   const Scratch scratch(similarity, cpu::coverage_select_scratch(m, n), b, threads);
   cpu::coverage_select(array<3>(similarity), array<2>(weight), lengths(valid), k, combine(how), sort, output<int64_t>(indices),
@@ -26,5 +38,9 @@ std::tuple<Tensor, Tensor> coverage_select(Tensor similarity, std::optional<Tens
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(vtkernels, CPU, m) { m.impl("coverage_select", TORCH_BOX(&coverage_select)); }
+
+#if defined(VTKERNELS_CUDA)
+STABLE_TORCH_LIBRARY_IMPL(vtkernels, CUDA, m) { m.impl("coverage_select", TORCH_BOX(&coverage_select)); }
+#endif
 
 }  // namespace vtkernels::torch_ops

@@ -1,6 +1,8 @@
+#include <limits>
 #include <tuple>
 
 #include "adapt.h"
+#include "gpu.h"
 
 namespace vtkernels::torch_ops {
 namespace {
@@ -16,6 +18,20 @@ std::tuple<Tensor, Tensor> graph_propagate(Tensor features, double threshold, do
   check_lengths(op, valid, b, "features", features);
 
   Tensor scores = empty(features, {b, n}, ScalarType::Float), degree = empty(features, {b, n}, ScalarType::Int);
+#if defined(VTKERNELS_CUDA)
+  if (features.is_cuda()) {
+    check_gpu_floats(op, "features", features);
+    const OnGpu gpu(features);
+    const cuda::Plan plan = cuda::plan_graph_propagate(cuda::gpu(), b, n);
+    const Workspace workspace(features, plan.workspace);
+    // a temperature below float32 is the smallest one
+    const float least = std::numeric_limits<float>::min(), warmth = static_cast<float>(temperature);
+    cuda::graph_propagate(plan, array<3>(features), lengths(valid),
+                          {static_cast<float>(threshold), warmth > least ? warmth : least, iterations}, output<float>(scores),
+                          output<int32_t>(degree), workspace.data(), gpu.stream());
+    return {scores, degree};
+  }
+#endif
   const Parallel threads = parallel();
   const Scratch scratch(features, cpu::graph_propagate_scratch(n, features.size(2)), b, threads);
   const cpu::GraphOptions options{static_cast<float>(threshold), static_cast<float>(temperature), iterations};
@@ -27,5 +43,8 @@ std::tuple<Tensor, Tensor> graph_propagate(Tensor features, double threshold, do
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(vtkernels, CPU, m) { m.impl("graph_propagate", TORCH_BOX(&graph_propagate)); }
+#if defined(VTKERNELS_CUDA)
+STABLE_TORCH_LIBRARY_IMPL(vtkernels, CUDA, m) { m.impl("graph_propagate", TORCH_BOX(&graph_propagate)); }
+#endif
 
 }  // namespace vtkernels::torch_ops

@@ -1,4 +1,5 @@
 #include "adapt.h"
+#include "gpu.h"
 
 namespace vtkernels::torch_ops {
 namespace {
@@ -17,6 +18,17 @@ void check_arguments(const Tensor& features, const std::optional<Tensor>& salien
 
 void run(const Tensor& features, const std::optional<Tensor>& saliency, int64_t k, double alpha, const std::string& how,
          const std::optional<Tensor>& valid, bool sort, const Tensor& out) {
+#if defined(VTKERNELS_CUDA)
+  if (features.is_cuda()) {
+    check_gpu_floats("scope_select", "features", features);
+    const OnGpu gpu(features);
+    const cuda::GreedyPlan plan = cuda::plan_scope_select(cuda::gpu(), features.size(0), features.size(1));
+    const Workspace workspace(features, plan.workspace);
+    cuda::scope_select(plan, array<3>(features), array<2>(saliency), lengths(valid), k, {alpha, combine(how), sort},
+                       output<int64_t>(out), workspace.data(), gpu.stream());
+    return;
+  }
+#endif
   const Parallel threads = parallel();
   const Scratch scratch(features, cpu::scope_select_scratch(features.size(1), features.size(2)), features.size(0), threads);
   cpu::scope_select(array<3>(features), array<2>(saliency), lengths(valid), k, {alpha, combine(how), sort},
@@ -44,5 +56,12 @@ STABLE_TORCH_LIBRARY_IMPL(vtkernels, CPU, m) {
   m.impl("scope_select", TORCH_BOX(&scope_select));
   m.impl("scope_select.out", TORCH_BOX(&scope_select_out));
 }
+
+#if defined(VTKERNELS_CUDA)
+STABLE_TORCH_LIBRARY_IMPL(vtkernels, CUDA, m) {
+  m.impl("scope_select", TORCH_BOX(&scope_select));
+  m.impl("scope_select.out", TORCH_BOX(&scope_select_out));
+}
+#endif
 
 }  // namespace vtkernels::torch_ops

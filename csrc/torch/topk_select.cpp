@@ -1,4 +1,5 @@
 #include "adapt.h"
+#include "gpu.h"
 
 namespace vtkernels::torch_ops {
 namespace {
@@ -10,6 +11,16 @@ void check_arguments(const Tensor& scores, int64_t k, const std::optional<Tensor
 }
 
 void run(const Tensor& scores, int64_t k, const std::optional<Tensor>& valid, bool sort, const Tensor& out) {
+#if defined(VTKERNELS_CUDA)
+  if (scores.is_cuda()) {
+    check_gpu_floats("topk_select", "scores", scores);
+    const OnGpu gpu(scores);
+    const cuda::Plan plan = cuda::plan_topk_select(cuda::gpu(), scores.size(0), scores.size(1), k, sort);
+    const Workspace workspace(scores, plan.workspace);
+    cuda::topk_select(plan, array<2>(scores), lengths(valid), k, sort, output<int64_t>(out), workspace.data(), gpu.stream());
+    return;
+  }
+#endif
   const Parallel threads = parallel();
   const Scratch scratch(scores, cpu::topk_select_scratch(scores.size(1)), scores.size(0), threads);
   cpu::topk_select(array<2>(scores), lengths(valid), k, sort, output<int64_t>(out), scratch.data(), threads);
@@ -34,5 +45,12 @@ STABLE_TORCH_LIBRARY_IMPL(vtkernels, CPU, m) {
   m.impl("topk_select", TORCH_BOX(&topk_select));
   m.impl("topk_select.out", TORCH_BOX(&topk_select_out));
 }
+
+#if defined(VTKERNELS_CUDA)
+STABLE_TORCH_LIBRARY_IMPL(vtkernels, CUDA, m) {
+  m.impl("topk_select", TORCH_BOX(&topk_select));
+  m.impl("topk_select.out", TORCH_BOX(&topk_select_out));
+}
+#endif
 
 }  // namespace vtkernels::torch_ops

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from vtkernels._version import __version__
-from vtkernels.cli import demo, flops, info
+from vtkernels.cli import demo, flops, info, tune
 from vtkernels.cli._errors import UsageError
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ _EXAMPLES = """examples:
   vtkernels demo --keep 32 --image photo.jpg
   vtkernels flops                     FLOPs and KV cache by method and kept tokens, beside the published figures
   vtkernels info                      versions, processor, and which backend runs each op
+  vtkernels tune --output gpu.json    launch parameters of the Triton kernels for the GPU at hand
   vtkernels COMMAND --help            all options of a command
 """
 
@@ -52,6 +53,7 @@ def main(argv: Sequence[str] | None = None, *, geometry: Geometry | None = None)
     demo.add_parser(commands)
     flops.add_parser(commands)
     info.add_parser(commands)
+    tune.add_parser(commands)
     try:
         options = parser.parse_args(argv)
     except SystemExit as leave:  # argparse has already written its message
@@ -59,7 +61,7 @@ def main(argv: Sequence[str] | None = None, *, geometry: Geometry | None = None)
     try:
         if options.command == "demo":
             return demo.run(options, geometry)
-        return (flops if options.command == "flops" else info).run(options)
+        return {"flops": flops, "info": info, "tune": tune}[options.command].run(options)
     except UsageError as error:
         print(f"vtkernels {options.command}: error: {error}", file=sys.stderr)
         return 2

@@ -11,18 +11,22 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from vtkernels.cli import _console
+from vtkernels.cli import _console, _plans
 
 _PACKAGES = ("torch", "triton", "transformers", "pillow", "matplotlib", "rich", "numpy")
 _VARIABLES = {
     "VTKERNELS_BACKEND": "auto, native, triton or reference",
     "VTKERNELS_NATIVE": "0 switches the native library off",
     "VTKERNELS_SIMD": "caps the SIMD level",
+    "VTKERNELS_TRITON_TABLE": "launch parameters written by vtkernels tune",
+    "TRITON_INTERPRET": "1 runs Triton kernels on CPU tensors, to look into them",
 }
 _EXAMPLES = """examples:
   vtkernels info
   vtkernels info --json > machine.json     for a bug report or next to a benchmark
   VTKERNELS_NATIVE=0 vtkernels info        what runs without the native library
+  vtkernels info --plan 576 1024 64        how the CUDA kernels are launched for such an image, without a GPU
+  vtkernels info --plan 2880 1024 320 --arch 80 --batch 4
 """
 
 
@@ -37,10 +41,13 @@ def add_parser(commands: Any) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+    _plans.add_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print what :func:`collect` finds."""
+    """Print what :func:`collect` finds, or launch plans."""
+    if options.plan is not None:
+        return _plans.run(options)
     facts = collect()
     if options.json:
         print(json.dumps(facts, indent=2))

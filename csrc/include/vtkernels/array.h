@@ -5,7 +5,11 @@
 
 // Helpers used by code for every instruction set must be inlined: an out-of-line copy compiled for one set could be linked into
 // code for another.
+#if defined(__CUDACC__)
+#define VTKERNELS_INLINE __host__ __device__ __forceinline__
+#else
 #define VTKERNELS_INLINE __attribute__((always_inline)) inline
+#endif
 
 namespace vtkernels {
 

@@ -13,6 +13,12 @@ VTKERNELS_INLINE float float_from_bits(uint32_t bits) {
   return x;
 }
 
+VTKERNELS_INLINE uint32_t bits_from_float(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+
 VTKERNELS_INLINE float float_from_bfloat16(uint16_t h) { return float_from_bits(uint32_t{h} << 16); }
 
 VTKERNELS_INLINE float float_from_float16(uint16_t h) {

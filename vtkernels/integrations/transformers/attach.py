@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import inspect
-import weakref
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
+
+# What a wrapper looks like: all but the annotations, which cannot always be pickled and are found through __wrapped__.
+_NAMES = ("__module__", "__name__", "__qualname__", "__doc__")
 
 
 class _Absent:
@@ -47,13 +49,13 @@ class Attachments:
     def __init__(self) -> None:
         self._handles: list[Any] = []
         self._wrapped: list[tuple[Any, str, Any, Any]] = []
-        self._met: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+        self._met: list[nn.Module] = []
 
     def first(self, module: nn.Module) -> bool:
         """Whether a module has not been met yet. Asked before every call: an adapter may have put another in its place."""
-        if module in self._met:
+        if any(module is other for other in self._met):
             return False
-        self._met.add(module)
+        self._met.append(module)
         return True
 
     def hook(self, register: Callable, function: Callable, **options: Any) -> None:
@@ -72,7 +74,7 @@ class Attachments:
         else:
             _hide()
             call = functools.partial(uncompiled, replacement, original)
-        wrapper = functools.update_wrapper(call, original)
+        wrapper = functools.update_wrapper(call, original, _NAMES)
         self._wrapped.append((owner, name, vars(owner).get(name, _Absent), wrapper))
         vars(owner)[name] = wrapper
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +14,9 @@ from torch import Tensor
 _COLUMNS = "_vtkernels_columns"  # int64 [B, n], columns of the whole prompt
 _WHOLE = "_vtkernels_whole"  # how many columns the whole prompt has
 REACHED = "_vtkernels_reached"  # int64 [B, n + 1], the greatest position among the first 0, 1, ... n columns, -1 for none
+# True while generate runs: its decoding steps go on from REACHED, whatever positions come with them. An attribute, and not a
+# context variable, because torch.compile can trace it.
+COUNTING = "_vtkernels_counting"
 
 
 @dataclass(frozen=True)
@@ -57,11 +62,22 @@ def recall(cache: Any, rows: int) -> Cached:
     return Cached(columns, int(columns.max()) + 1 if past else 0)
 
 
-def forget(cache: Any) -> None:
-    """Take all notes off a cache that starts anew."""
-    for name in (_COLUMNS, _WHOLE, REACHED):
+def forget(cache: Any, *names: str) -> None:
+    """Take notes off a cache: all of them, when it starts anew."""
+    for name in names or (_COLUMNS, _WHOLE, REACHED, COUNTING):
         if hasattr(cache, name):
             delattr(cache, name)
+
+
+@contextmanager
+def counting(cache: Any, *, now: bool) -> Iterator[None]:
+    """A ``generate`` with a cache: its steps count for themselves, ``now`` or once the prompt is in; not when it is over."""
+    if now and cache is not None:
+        setattr(cache, COUNTING, True)
+    try:
+        yield
+    finally:
+        forget(cache, COUNTING)
 
 
 def repeat(x: Tensor, rows: int) -> Tensor:

@@ -29,6 +29,7 @@ class Positions:
         end: int64 [B, 1], the last of them.
         images: by noun: row, columns [before] of the whole prompt and columns [after] of the short one, for each image to come.
         past: columns that the cache holds already; ``start`` of them are not part of the prompt.
+        generating: whether decoding steps follow in the same call.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Positions:
         *,
         past: int,
         start: int,
+        generating: bool,
     ) -> None:
         device = whole.device
         self.language_model = language_model
@@ -49,8 +51,8 @@ class Positions:
         self._whole, self._last = whole, end
         self._images = {noun: list(each) for noun, each in images.items()}
         self._past, self._start = past, start
+        self._generating = generating
         self.used = False
-        self.in_cache = False
 
     def place(self, noun: str, ranks: Sequence[Tensor]) -> None:
         """Where the next images' kept tokens stand among their placeholders, int64 [after] each, ascending."""
@@ -75,7 +77,7 @@ class Positions:
         new = torch.cat([self._table()[:, self._past - self._start : -1], self._last], dim=1)
         old = _filled(getattr(held, cache.REACHED, None), self._past, rows, new.device)
         setattr(held, cache.REACHED, torch.cat([old, repeat(new, rows)], dim=1).cummax(1).values)
-        self.in_cache = True
+        setattr(held, cache.COUNTING, self._generating)
 
     def _table(self) -> Tensor:
         """int64 [B, W]."""
@@ -84,8 +86,6 @@ class Positions:
 
 # The prompt that runs in this thread, where its positions have gaps.
 POSITIONS: ContextVar[Positions | None] = ContextVar("vtkernels_positions", default=None)
-# The language model whose decoding steps go on from what the cache notes, whatever positions come with them.
-COUNTING: ContextVar[nn.Module | None] = ContextVar("vtkernels_counting", default=None)
 
 
 def of_prompt(
@@ -102,7 +102,7 @@ def of_prompt(
     Args:
         arguments: of the call, with the whole prompt at ``name``.
         kinds: what was shortened.
-        generating: whether positions count as in ``generate``.
+        generating: a call of ``generate``.
 
     Raises:
         ValueError: the positions given with the prompt start again inside a row.
@@ -140,7 +140,9 @@ def of_prompt(
             b, a = used[row]
             images[kind.noun].append((row, before[row][b : b + size], after[row][a : a + short_size]))
             used[row] = [b + size, a + short_size]
-    return Positions(language_model, columns, whole, end.amax(1, keepdim=True), images, past=past, start=start)
+    return Positions(
+        language_model, columns, whole, end.amax(1, keepdim=True), images, past=past, start=start, generating=generating
+    )
 
 
 def attach(language_model: nn.Module, attachments: Attachments) -> None:
@@ -150,14 +152,14 @@ def attach(language_model: nn.Module, attachments: Attachments) -> None:
 
 
 def _before(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
-    positions, held = POSITIONS.get(), kwargs.get("past_key_values")
-    if positions is not None and positions.language_model is not module:
-        positions = None
+    held = kwargs.get("past_key_values")
+    counting = getattr(held, cache.COUNTING, False)
+    positions = None if counting else POSITIONS.get()
     embeds = kwargs["inputs_embeds"]
     rows, length = embeds.shape[:2]
-    if positions is not None and not (positions.in_cache and held is not None):
+    if positions is not None and positions.language_model is module:
         positions.used = True
-        past = cache.tokens(held)
+        past = int(_past(held, kwargs))
         changed: dict[str, Any] = {"position_ids": positions.between(past, past + length, rows, embeds.device)}
         if kwargs.get("attention_mask") is None:
             # without a mask, transformers takes a gap for the border of another sequence
@@ -166,20 +168,29 @@ def _before(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tup
             changed |= _one_sequence(length, past + length, embeds.device)
         return args, kwargs | changed
     reached = getattr(held, cache.REACHED, None)
-    if reached is None or (COUNTING.get() is not module and kwargs.get("position_ids") is not None):
+    if reached is None or (not counting and kwargs.get("position_ids") is not None):
         return None
-    return args, kwargs | {"position_ids": _following(reached, held.get_seq_length(), rows, length).to(embeds.device)}
+    return args, kwargs | {"position_ids": _following(reached, _past(held, kwargs), rows, length).to(embeds.device)}
 
 
 def _after(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
-    positions = POSITIONS.get()
-    if positions is None or positions.in_cache or positions.language_model is not module:
-        return
     held = kwargs.get("past_key_values")
+    positions = None if getattr(held, cache.COUNTING, False) else POSITIONS.get()
+    if positions is None or positions.language_model is not module:
+        return
     if held is None:
         held = getattr(output, "past_key_values", None)
-    if held is not None and cache.tokens(held) >= positions.end:
+    counted = kwargs.get("cache_position")
+    if held is not None and (cache.tokens(held) if counted is None else int(counted[-1]) + 1) >= positions.end:
         positions.mark(held, kwargs["inputs_embeds"].shape[0])
+
+
+def _past(held: Any, kwargs: dict[str, Any]) -> int | Tensor:
+    """Columns in the cache before a call. transformers 4 counts them itself: its static cache takes padding for free room."""
+    counted = kwargs.get("cache_position")
+    if counted is not None:
+        return counted[0]
+    return 0 if held is None else held.get_seq_length()
 
 
 def _following(reached: Tensor, past: int | Tensor, rows: int, length: int) -> Tensor:

@@ -17,7 +17,7 @@ from vtkernels.integrations.transformers.attach import Attachments, named_argume
 from vtkernels.integrations.transformers.cache import Cached
 from vtkernels.integrations.transformers.capture import Encoding
 from vtkernels.integrations.transformers.options import Options
-from vtkernels.integrations.transformers.positions import COUNTING, POSITIONS, Positions
+from vtkernels.integrations.transformers.positions import POSITIONS, Positions
 from vtkernels.integrations.transformers.prompt import Placeholders, Short, Text, rows_of, shorten, text_of_rows
 from vtkernels.integrations.transformers.record import Record
 from vtkernels.integrations.transformers.stats import Meter, Stats, running
@@ -205,9 +205,10 @@ class Pruning:
             holding(_RECORD, Record()),
             holding(TEXT, text),
             holding(POSITIONS, placed),
-            holding(COUNTING, None if "position_ids" in arguments else self.model.model.language_model),
+            cache.counting(arguments.get("past_key_values"), now=placed is None and "position_ids" not in arguments),
         ):
             result = original(**arguments)
+        cache.forget(_filled(arguments, result), cache.COUNTING)
         _remember(short.arguments, result, held, short, ids.shape[1])
         return generation.with_original_prompt(_placed(result, placed), ids, width)
 
@@ -307,8 +308,8 @@ class Pruning:
         repeats = images // len(text.ids)  # transformers 4 repeats the images for every beam, next to each other
         ids, lengths = (x.repeat_interleave(repeats, 0).to(device) for x in (text.ids, text.lengths))
         table = self.model.get_input_embeddings()
-        with torch.no_grad():
-            embedded = table(ids.to(table.weight.device)).to(device)
+        with torch.no_grad():  # weights that were offloaded come when they are needed, to where the ids are
+            embedded = table(ids if table.weight.is_meta else ids.to(table.weight.device)).to(device)
         return {"prompt": embedded, "prompt_ids": ids, "prompt_lengths": lengths}
 
     def keep_record(self, visual: Visual, encoding: Encoding) -> None:
@@ -343,12 +344,17 @@ def _starts(arguments: dict[str, Any]) -> bool:
     return ids is not None and ids.shape[1] > 1 and not cache.tokens(held)
 
 
+def _filled(arguments: dict[str, Any], result: Any) -> Any:
+    """The cache that a call filled, or None where it is not to be seen."""
+    if arguments.get("past_key_values") is not None:
+        return arguments["past_key_values"]
+    parts = result if isinstance(result, tuple) else (getattr(result, "past_key_values", None),)
+    return next((part for part in parts if hasattr(part, "get_seq_length")), None)
+
+
 def _remember(arguments: dict[str, Any], result: Any, held: Cached, short: Short, length: int) -> None:
     """Note on the cache that a call filled what it holds, with the prompt of ``length`` columns that was shortened."""
-    filled = arguments.get("past_key_values")
-    if filled is None:
-        parts = result if isinstance(result, tuple) else (getattr(result, "past_key_values", None),)
-        filled = next((part for part in parts if hasattr(part, "get_seq_length")), None)
+    filled = _filled(arguments, result)
     if filled is None or short.columns is None:
         return
     if short.cached is None:

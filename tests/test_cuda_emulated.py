@@ -1,0 +1,181 @@
+"""The CUDA kernels in the emulator: what only several plans side by side can show, and the emulator itself.
+
+The tests of the ops run on the emulated GPUs too, as the backends ``sm_90`` and ``sm_80``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+
+import pytest
+import torch
+from cases import Draw, assert_same, example, replace, run
+from emulated import CHOSEN, GPUS, LAUNCHES, emulated
+from emulator import build
+from oracles import check_selection, coverage_problems, scope_problems
+
+import vtkernels as vt
+from vtkernels._schemas import SCHEMAS
+from vtkernels.triton import KERNELS
+
+pytestmark = pytest.mark.skipif(bool(build.why_not()), reason=build.why_not())
+REAL = {"sm_80": (80, 108, 163 * 1024), "sm_90": (90, 132, 227 * 1024)}
+BARE = {"sm_90 bare": (90, 132, 4 * 1024), "sm_80 bare": (80, 1, 2 * 1024)}
+EVERY = {**{f"{name} real": gpu for name, gpu in REAL.items()}, **GPUS, **BARE}
+
+
+# ------------------------------------------------------------------------------------------------ every plan, one answer
+
+
+def on(gpu, op, arguments):
+    with emulated(*gpu):
+        return run(op, replace(arguments, lambda x: x.clone()))
+
+
+def wide(op, draw, n):
+    """Arguments that reach every path at a size for an emulator: more heads, tokens or channels than the examples have."""
+    if op in ("cls_attention", "attention_topk"):
+        arguments = {"query": draw.normal(2, 5, 16), "key": draw.normal(2, 5, n + 1, 16)}
+        return {**arguments, "lengths": torch.tensor([n + 1, n // 2])} | ({"k": min(n, 9)} if op == "attention_topk" else {})
+    return example(op, batch=2, n=n, k=min(n, 9), lengths=True, dtype=draw.dtype)
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["float32", "float16"])
+@pytest.mark.parametrize("n", [1, 40, 100])
+@pytest.mark.parametrize("op", LAUNCHES)
+def test_every_plan_gives_the_same_bits(op, n, dtype):
+    """Cluster shapes, paths and the number of blocks decide who computes what, never the result. The two paths of the attention
+    add the heads in another order; which of them runs depends on the GPU and the tokens alone."""
+    arguments = wide(op, Draw(n, dtype), n)
+    results: dict[str, list] = {}
+    for gpu in EVERY.values():
+        CHOSEN.clear()
+        result = on(gpu, op, arguments)
+        ((_, path),) = CHOSEN
+        results.setdefault(path if "attention" in op else "", []).append(result)
+    for first, *others in results.values():
+        for other in others:
+            assert_same(other, first)
+    assert len(results) == (2 if "attention" in op else 1)
+    if len(results) == 2:
+        torch.testing.assert_close(results["heads"][0][-1], results["cluster"][0][-1], rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.kernels
+def test_streamed_by_a_cluster_gives_the_same_bits():
+    """Too many tokens for the shared memory of a cluster; more items than a block has threads."""
+    features = {"features": Draw().normal(1, 300, 9), "saliency": None, "k": 9}
+    similarity = {"similarity": Draw().normal(1, 800, 20), "weight": None, "k": 9}
+    for op, arguments in (("scope_select", features), ("coverage_select", similarity)):
+        assert_same(on(GPUS["sm_90"], op, arguments), on(BARE["sm_80 bare"], op, arguments))
+
+
+@pytest.mark.kernels
+def test_every_path_is_taken():
+    CHOSEN.clear()
+    for op in LAUNCHES:
+        arguments = wide(op, Draw(), 100)
+        for gpu in (REAL["sm_90"], *((80, 3, shared) for shared in range(8 * 1024, 96 * 1024, 8 * 1024))):
+            on(gpu, op, arguments | ({"k": 1} if "k" in arguments else {}))
+    on(REAL["sm_90"], "topk_select", {"scores": Draw().normal(1, 1100), "k": 3})
+    on(REAL["sm_90"], "compact_", {"tokens": torch.ones(1, 3, 8), "indices": torch.tensor([[0, 2]])})
+    want = {
+        *((op, path) for op in ("cls_attention", "attention_topk") for path in ("cluster", "heads")),
+        *((op, path) for op in ("scope_select", "coverage_select") for path in ("resident", "streamed", "streamed, state too")),
+        *(("topk_select", path) for path in ("count", "radix")),
+        *(("compact_", path) for path in ("16 bytes", "elements")),
+        ("graph_propagate", "grid"),
+    }
+    assert want == CHOSEN
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("name", REAL)
+def test_greedy_ops_at_the_size_of_a_crop(name):
+    """N = 144 with the shared memory of a real GPU: the similarity stays in it."""
+    draw = Draw(7)
+    features, weight = draw.normal(1, 144, 64), draw.uniform(1, 144)
+    similarity = torch.nn.functional.normalize(features, dim=2)
+    similarity = similarity @ similarity.mT
+    with emulated(*REAL[name]):
+        picks = vt.scope_select(features, weight, 36, sort=False)
+        indices, gains = vt.coverage_select(similarity, weight, 36, sort=False)
+    check_selection(scope_problems(features, weight), picks)
+    check_selection(coverage_problems(similarity, weight), indices, gains)
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("op", [op for op in ("scope_select", "coverage_select") if op in KERNELS])
+@pytest.mark.skipif(not vt.status("triton").available, reason=vt.status("triton").reason)
+def test_greedy_ops_choose_as_the_triton_kernels_do(op):
+    """Exact integer sums leave nothing to the order; float similarities may differ in their last bit."""
+    draw = Draw(3)
+    features = torch.nn.functional.one_hot(draw.integers(0, 7, 2, 40), 7).float()
+    name, second = ("features", "saliency") if op == "scope_select" else ("similarity", "weight")
+    values = features if op == "scope_select" else features @ features.mT
+    arguments = {name: values, second: draw.integers(0, 3, 2, 40).float() / 2, "k": 40, "sort": False}
+    with vt.backend("triton"):
+        want = run(op, arguments)
+    assert_same(on(GPUS["sm_90"], op, arguments), want)
+
+
+def test_every_op_of_the_library_with_a_cuda_source_is_emulated():
+    sources = {path.stem for path in (build.ROOT / "csrc" / "cuda").glob("*.cu")} - {"gpu"}
+    assert sources == set(LAUNCHES) <= set(SCHEMAS)
+
+
+# ------------------------------------------------------------------------------------------------ the emulator itself
+
+
+@functools.cache
+def kernels() -> ctypes.CDLL:
+    return ctypes.CDLL(str(build.library("faults.cpp")))
+
+
+def verdict(kernel: str) -> str:
+    """What the emulator says of a kernel of ``faults.cpp``; nothing if it lets it pass."""
+    message = ctypes.create_string_buffer(1000)
+    found = kernels().run_kernel(kernel.encode(), message, len(message))
+    assert found >= 0, f"faults.cpp has no kernel {kernel!r}"
+    return message.value.decode()
+
+
+RIGHT = ("barrier", "barrier of the warp", "barrier of the cluster", "atomics", "copies", "shuffles and votes")
+READ, WRITE = "wrote without a barrier in between", "reads without a barrier in between"
+WRONG = {
+    "no barrier": READ,
+    "barrier of the warp for the block": READ,
+    "barrier of the block for the cluster": READ,
+    "write under a reader": WRITE,
+    "write under a reader, read last by the writer": WRITE,
+    "two writers": "writes what thread 0 wrote without a barrier",
+    "read among atomics": WRITE,
+    "half of the block at a barrier": "32 threads wait at a barrier that the others never reach",
+    "half of the warp at a shuffle": "32 threads wait at a barrier",
+    "one block at the barrier of the cluster": "64 threads wait at a barrier",
+    "nothing wrote it": "thread 0 of block 0 reads what nothing wrote (shared byte 0 of block 0)",
+    "copy not waited for": "reads what nothing wrote",
+    "behind the end": "leaves the 1024 bytes of shared memory (shared byte 1024",
+    "half behind the end": "leaves the 1024 bytes",
+    "before the start": "leaves the 1024 bytes of shared memory (shared byte -4",
+    "misaligned": "is not aligned to 4 (shared byte 2",
+    "rank beyond the cluster": "no block of rank 2 in a cluster of 2",
+    "negative rank": "no block of rank -1 in a cluster of 2",
+    "half a cluster": "a grid of 3 blocks is no whole number of clusters of 2",
+}
+
+
+@pytest.mark.parametrize("kernel", RIGHT)
+def test_right_kernel_passes(kernel):
+    assert verdict(kernel) == ""
+
+
+@pytest.mark.parametrize("kernel", WRONG)
+def test_wrong_kernel_is_caught(kernel):
+    assert WRONG[kernel] in verdict(kernel)
+
+
+def test_every_kernel_is_judged():
+    assert kernels().kernels() == len(RIGHT) + len(WRONG)

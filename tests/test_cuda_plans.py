@@ -1,0 +1,134 @@
+"""The launch planner, without a GPU: what every plan must keep to, and the path of the sizes that matter."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from vtkernels import _load
+
+HOST = _load.host()
+if HOST is None:
+    pytest.skip(str(_load.WHY_NOT), allow_module_level=True)
+
+ARCHITECTURES = (80, 86, 89, 90, 100)
+OPS = ("scope_select", "coverage_select", "graph_propagate", "cls_attention", "attention_topk", "topk_select", "compact_")
+TOKENS = (0, 1, 17, 64, 65, 144, 196, 576, 577, 729, 1024, 1025, 2304, 2880, 4096, 10000)
+CHANNELS = (1, 64, 1000, 1024, 4096)
+IMAGES = (1, 2, 5, 64, 300)
+EVERY = list(itertools.product(TOKENS, CHANNELS, IMAGES, (2, 4)))  # and the element's bytes
+GIB = 2**30
+
+
+def plan(op, arch=90, n=576, d=1024, k=64, **options):
+    return HOST.plan(op, arch=arch, n=n, d=d, k=min(k, n), **options)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("op", OPS)
+def test_every_plan_can_be_launched(op, arch):
+    """Grid and cluster sizes, shared memory of the architecture, and no block that waits for one that cannot run."""
+    for n, d, images, element in EVERY:
+        for k in {0, 1, 64, n // 2, n}:
+            got = plan(op, arch, n, d, k, images=images, element=element)
+            case = (n, d, images, element, k, got)
+            assert 1 <= len(got["launches"]) <= 3, case
+            for launch in got["launches"]:
+                assert 0 <= launch["shared"] <= got["shared_per_block"], case
+                assert launch["cluster"] in ((1, 2, 4, 8) if arch >= 90 else (1,)), case
+                assert launch["blocks"] % launch["cluster"] == 0, case
+                assert 0 <= launch["blocks"] < 2**31, case
+                assert n == 0 or launch["blocks"] > 0, case
+                assert not launch["resident"] or launch["blocks"] <= got["multiprocessors"], case
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("op", OPS)
+def test_workspace_is_no_more_than_the_matrices_of_the_op(op, arch):
+    for n, d, images, element in EVERY:
+        for k in {0, 64, n}:
+            workspace = plan(op, arch, n, d, k, images=images, element=element)["workspace"]
+            matrix = {"scope_select": 4, "coverage_select": 8, "graph_propagate": 4}.get(op, 0)
+            rows = {"topk_select": 1, "attention_topk": 17, "cls_attention": 17}.get(op, 1)
+            allowed = images * (matrix * n * (n + 8) + 16 * rows * (n + 32) + 600 * n * (matrix > 0)) + 8192
+            assert 0 <= workspace <= allowed, (n, d, images, element, k, workspace, allowed)
+
+
+@pytest.mark.parametrize("op", ["scope_select", "coverage_select"])
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_images_do_not_change_the_workspace_of_each(op, arch):
+    """Linear in the images: what an image gets does not depend on the others."""
+    for n in (64, 576, 2880):
+        each = [plan(op, arch, n, images=images)["workspace"] / images for images in (64, 128, 256)]
+        assert max(each) - min(each) <= 256
+
+
+# ------------------------------------------------------------------------------------------------ the sizes that matter
+
+
+@pytest.mark.parametrize("element", [2, 4])
+@pytest.mark.parametrize("arch", [90, 100])
+@pytest.mark.parametrize("k", [64, 192])
+def test_one_image_of_llava_stays_in_the_shared_memory_of_a_cluster(arch, k, element):
+    got = plan("scope_select", arch, k=k, element=element)
+    assert got["path"] == "resident"
+    gram, greedy = got["launches"]
+    assert gram["blocks"] == 45 and gram["cluster"] == 1
+    assert (greedy["blocks"], greedy["cluster"]) == (8, 8)
+
+
+def test_a_batch_of_images_has_a_cluster_each():
+    greedy = plan("scope_select", images=64)["launches"][-1]
+    assert greedy["blocks"] == 64 * greedy["cluster"]
+
+
+@pytest.mark.parametrize("arch", [80, 86, 89])
+def test_without_clusters_a_block_has_an_image(arch):
+    for n in (64, 576, 2880):
+        assert plan("scope_select", arch, n, images=3)["launches"][-1]["blocks"] == 3
+    assert plan("scope_select", arch, 144)["path"] == ("resident" if arch == 80 else "streamed")
+    assert plan("scope_select", arch, 576)["path"] in ("streamed", "streamed, state too")
+
+
+def test_many_tokens_are_streamed_by_a_cluster():
+    got = plan("scope_select", n=2880)
+    assert got["path"] == "streamed"
+    assert got["launches"][-1]["cluster"] == 8
+
+
+def test_attention_is_one_launch_where_there_are_clusters():
+    for op in ("cls_attention", "attention_topk"):
+        assert [plan(op, arch)["path"] for arch in (80, 89, 90, 100)] == ["heads", "heads", "cluster", "cluster"]
+        assert [len(plan(op, arch)["launches"]) for arch in (80, 90)] == [2, 1]
+        assert plan(op, 90)["launches"][0]["cluster"] == 8
+        assert plan(op, 90, heads=1)["launches"][0]["cluster"] == 1
+
+
+def test_graph_blocks_wait_for_each_other_and_fit():
+    weights, steps = plan("graph_propagate", n=2304, d=4096)["launches"]
+    assert weights["blocks"] == 36 * 37 // 2 and not weights["resident"]
+    assert steps["resident"] and steps["blocks"] == 72
+
+
+def test_long_rows_are_ranked_by_digits():
+    assert [plan("topk_select", n=n)["path"] for n in (1024, 1025)] == ["count", "radix"]
+
+
+def test_rows_of_whole_sixteens_move_in_sixteens():
+    assert [plan("compact_", d=d)["path"] for d in (1024, 1000, 1001)] == ["16 bytes", "16 bytes", "elements"]
+    assert plan("compact_", d=1004, element=4)["path"] == "16 bytes"
+
+
+# ------------------------------------------------------------------------------------------------ errors
+
+
+def test_unknown_names_are_errors_that_list_the_known():
+    with pytest.raises(ValueError, match=r"op must be scope_select, .* or compact_, got row_topk"):
+        plan("row_topk")
+    with pytest.raises(
+        ValueError, match=r"arch must be one of 80, 86, 89, 90, 100 \(ten times the compute capability\), got 75"
+    ):
+        plan("topk_select", 75)
+    with pytest.raises(ValueError, match="k at most n"):
+        HOST.plan("topk_select", arch=90, n=5, d=1, k=6)
