@@ -7,7 +7,7 @@ BIN := .venv/bin
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml constraints.txt
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-kernels test-original test-transformers lint bench build clean
+.PHONY: demo test test-kernels test-original test-transformers test-cuda-torch lint gpu bench build clean
 
 demo: build
 	$(BIN)/python -m vtkernels demo
@@ -17,7 +17,7 @@ test: build
 
 lint: build
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $(shell find csrc -name '*.h' -o -name '*.cpp')
+	$(BIN)/clang-format --dry-run --Werror $(shell find csrc tests/emulator -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 bench: build
 	$(BIN)/python -m benchmarks
@@ -39,6 +39,22 @@ build: .venv/.built
 test-kernels: build
 	VTKERNELS_REQUIRE_NATIVE=1 VTKERNELS_TEST_KERNELS=1 $(BIN)/python -m pytest -n 2 -k "triton or sm_90 or sm_80 or cuda"
 
+# The library with CUDA kernels (nvcc needed) under a torch with CUDA: loads without a GPU and passes the CPU tests.
+test-cuda-torch: build .venv-cuda/.installed
+	VTKERNELS_REQUIRE_NATIVE=1 PYTHONPATH=. .venv-cuda/bin/python -m pytest \
+	  tests/test_cuda_build.py tests/test_native.py tests/test_invariance.py tests/test_errors.py tests/test_contract.py \
+	  -k "not sm_90 and not sm_80 and not triton and not reference"
+
+# Its torch is newer than the one that the library was built with.
+.venv-cuda/.installed:
+	$(PYTHON) -m venv .venv-cuda
+	.venv-cuda/bin/python -m pip install --quiet --disable-pip-version-check "torch==2.14.1" pytest hypothesis numpy
+	touch $@
+
+# On a machine with an NVIDIA GPU: everything that needs one, in one command.
+gpu: build
+	PYTHON=$(BIN)/python benchmarks/gpu.sh
+
 # The oldest transformers that vt.prune supports; `make test` runs the newest.
 test-transformers: build .venv-transformers/.installed
 	.venv-transformers/bin/python -m pytest -n 2 tests/test_prune_*.py tests/test_docs.py
@@ -59,4 +75,4 @@ test-original: build .venv-original/.installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-original .venv-transformers build dist vtkernels/_native vtkernels/_host*.so *.egg-info
+	rm -rf .venv .venv-original .venv-transformers .venv-cuda build dist vtkernels/_native vtkernels/_host*.so *.egg-info

@@ -6,6 +6,7 @@ the same file under a CUDA build of torch.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -25,6 +26,8 @@ HOST = _load.host()
 if HOST is None:
     pytest.skip(str(_load.WHY_NOT), allow_module_level=True)
 if HOST.build_info()["cuda"] is None:
+    wanted = os.environ.get("VTKERNELS_REQUIRE_NATIVE") == "1" and os.environ.get("VTKERNELS_BUILD_CUDA") != "0"
+    assert not (wanted and shutil.which("nvcc")), "nvcc is installed, yet the library has no CUDA kernels: make clean build"
     pytest.skip("the native library was built without CUDA kernels (no nvcc)", allow_module_level=True)
 
 needs_cuobjdump = pytest.mark.skipif(bool(cuda_resources.why_not()), reason=cuda_resources.why_not())

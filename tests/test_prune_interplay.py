@@ -163,11 +163,11 @@ def test_a_compiled_model(order, dynamo):
     model = build("llava")
     x = models.inputs(model, [ONE, TWO])
     stock = model(**x).logits
-    with pruned(model, "original", method=GPrune()):
+    with pruned(model, "original"):
         expected = model(**x).logits
     if order == "before":
         model.compile(backend="eager")
-    with pruned(model, "original", method=GPrune()) as pruning:
+    with pruned(model, "original") as pruning:
         if order == "after":
             model.compile(backend="eager")
         close(model(**x).logits, expected)

@@ -219,6 +219,11 @@ def test_a_cache_that_is_cropped(model, positions):
         records.append(pruning.last)
     close(again, FullForward(model, whole, x, pruning, records=records).logits()[length:])
     close(text, FullForward(model, [ONE], own, pruning, records=records[:1]).logits(0, [30, 31])[-2:])
+    with pruned(model, positions):  # generate is given what the cache still holds, and more
+        crop(cache, length)
+        said = torch.cat([own["input_ids"], torch.tensor([[40, 41]])], dim=1)
+        answer = model.generate(said, past_key_values=cache, **GREEDY)[:, -NEW:]
+    assert answer.equal(FullForward(model, [[*ONE, 40, 41]], own, pruning, records=records[:1]).greedy(NEW))
 
 
 def crop(cache, length):
@@ -644,6 +649,21 @@ def test_flash_attention_by_stand_in_kernels(families, flash, monkeypatch, posit
     for row in range(rows):
         logits = torch.cat([y.logits[row] for y in (out, then, step)])
         close(logits, hand.logits(row, [20]))
+
+
+def test_packed_sequences_by_stand_in_kernels(families, flash, monkeypatch):
+    """FlashAttention takes a position that starts again for the border, if it starts where the first one does."""
+    model, prompts = families["llava"], [ONE, [7, WIDE, 8]]
+    x = models.inputs(model, [prompts[0] + prompts[1]], mask=False)
+    first = models.inputs(model, prompts[:1])["input_ids"].shape[1]
+    places = torch.cat([torch.arange(first), torch.arange(x["input_ids"].shape[1] - first)])[None]
+    for name in ("_attn_implementation", "_attn_implementation_internal"):
+        monkeypatch.setattr(model.model.language_model.config, name, "flash_attention_2", raising=False)
+    with pruned(model, "contiguous") as pruning:
+        logits = model(**x, position_ids=places, use_cache=False).logits[0]
+    monkeypatch.undo()
+    hand = FullForward(model, prompts, x, pruning)
+    close(logits, torch.cat([hand.logits(0), hand.logits(1)]))
 
 
 @pytest.mark.skipif(

@@ -1,5 +1,5 @@
-// graph_propagate: the weights of all pairs in tiles, then every step of the propagation in one launch whose blocks wait for each
-// other. The weights are written once and stay in the L2 cache where they fit (N = 2304: 21 MB).
+// graph_propagate: the weights of all pairs in tiles, then every step of the propagation in one launch whose blocks wait for
+// each other. The weights are written once and stay in the L2 cache where they fit (N = 2304: 21 MB).
 #pragma once
 
 #include <cmath>
@@ -158,8 +158,11 @@ void graph_propagate(const Stream& stream, const Plan& plan, const Array<3>& fea
   const GraphBuffers buffers(workspace, images, n);
   with_element(features.dtype, [&](auto element) {
     using T = decltype(element);
-    const typename GraphWeights<T>::Arguments arguments{
-        {features, lengths}, static_cast<int>(plan.shape[0].blocks_x / images), buffers, options.threshold, options.temperature};
+    const typename GraphWeights<T>::Arguments arguments{{features, lengths},
+                                                        static_cast<int>(plan.shape[0].blocks_x / images),
+                                                        buffers,
+                                                        options.threshold,
+                                                        options.temperature};
     stream.template run<GraphWeights<T>>(arguments, plan.shape[0]);
   });
   stream.template run<GraphSteps>({buffers, images * n, n, options.iterations, scores, degree}, plan.shape[1]);
