@@ -13,7 +13,7 @@ demo: build
 	$(BIN)/python -m vtkernels demo
 
 test: build
-	VTKERNELS_REQUIRE_NATIVE=1 $(BIN)/python -m pytest -n 2
+	COLUMNS=160 VTKERNELS_REQUIRE_NATIVE=1 $(BIN)/python -m pytest -n 2
 
 lint: build
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
