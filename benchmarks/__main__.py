@@ -9,10 +9,11 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import inputs
-from benchmarks.harness import RESULTS, by_case, in_half, load, measure, save, with_triton
-from benchmarks.table import markdown, plain, update_pages
 from vtkernels._schemas import SCHEMAS
+
+from . import inputs
+from .harness import RESULTS, by_case, in_half, load, measure, save, with_triton
+from .table import markdown, plain, update_pages
 
 EXAMPLES = """examples:
   python -m benchmarks                             every op, results to benchmarks/results/cpu.csv
@@ -45,7 +46,7 @@ def main() -> None:
     inputs.dtype = getattr(torch, arguments.dtype)
     rows = []
     for op in arguments.op or SCHEMAS:
-        for case in importlib.import_module(f"benchmarks.{op}").cases():
+        for case in importlib.import_module(f"{__package__}.{op}").cases():
             if arguments.dtype != "float32":
                 case = in_half(case, arguments.dtype)
             case = with_triton(case)

@@ -8,8 +8,9 @@ from functools import partial
 import torch
 
 import vtkernels as vt
-from benchmarks import inputs, published
-from benchmarks.harness import Case, same_picks
+
+from . import inputs, published
+from .harness import Case, same_picks
 
 SHAPES = ((1, 16, 577, 64, 64), (5, 16, 577, 64, 64))
 

@@ -8,8 +8,9 @@ from functools import partial
 import torch
 
 import vtkernels as vt
-from benchmarks import inputs, published
-from benchmarks.harness import Case
+
+from . import inputs, published
+from .harness import Case
 
 SHAPES = ((1, 16, 577, 64), (5, 16, 577, 64))
 

@@ -9,8 +9,9 @@ import torch
 from torch.nn.functional import normalize
 
 import vtkernels as vt
-from benchmarks import inputs, published
-from benchmarks.harness import Case, same_picks
+
+from . import inputs, published
+from .harness import Case, same_picks
 
 SHAPES = ((1, 576, 64), (1, 576, 192), (1, 2880, 320))
 

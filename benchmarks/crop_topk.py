@@ -8,8 +8,9 @@ from functools import partial
 import torch
 
 import vtkernels as vt
-from benchmarks import inputs, published
-from benchmarks.harness import Case, same_picks
+
+from . import inputs, published
+from .harness import Case, same_picks
 
 SHAPES = ((1, 576, 1024, 64, 16), (1, 576, 1024, 192, 5), (1, 576, 4096, 64, 16), (16, 576, 1024, 64, 16))
 

@@ -8,8 +8,9 @@ from functools import partial
 import torch
 
 import vtkernels as vt
-from benchmarks import inputs, published
-from benchmarks.harness import Case
+
+from . import inputs, published
+from .harness import Case
 
 # the base crop of LLaVA, the merged 2 x 2 grid of LLaVA-NeXT, a serving batch; projected features
 SHAPES = ((1, 576, 4096), (1, 2304, 4096), (16, 576, 4096))

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import csv
-import platform
-import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,11 +15,12 @@ import torch
 import vtkernels
 from vtkernels import triton
 
+from .environment import PLACE, environment
+
 RESULTS = Path(__file__).parent / "results"
 SHAPE = ("B", "N", "D", "H", "K")
 _TIMES = ("p20_ms", "p50_ms", "p80_ms", "repeats")
-_PLACE = ("threads", "device", "torch", "vtkernels", "commit", "time")
-COLUMNS = ("op", "provider", *SHAPE, "dtype", *_TIMES, *_PLACE)
+COLUMNS = ("op", "provider", *SHAPE, "dtype", *_TIMES, *PLACE)
 
 
 @dataclass(frozen=True)
@@ -118,33 +116,6 @@ def _results(x: Any) -> tuple[torch.Tensor, ...]:
     return () if x is None else x if isinstance(x, tuple) else (x,)
 
 
-def environment() -> dict[str, Any]:
-    """What a figure depends on besides the code."""
-    return {
-        "threads": torch.get_num_threads(),
-        "device": machine(),
-        "torch": torch.__version__,
-        "vtkernels": vtkernels.__version__,
-        "commit": _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "--porcelain", "csrc", "vtkernels") else ""),
-        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
-
-
-def machine() -> str:
-    """The GPU, if it is the default device; else the processor as it names itself and the vector extension in use."""
-    if torch.get_default_device().type == "cuda":
-        return torch.cuda.get_device_name()
-    known: dict[str, str] = {}
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            name, _, value = line.partition(":")
-            known.setdefault(name.strip(), value.strip())
-    name = known.get("model name") or platform.processor() or platform.machine()
-    model = f" (family {known['cpu family']} model {known['model']})" if "model" in known else ""
-    return f"{name}{model}, {torch.backends.cpu.get_cpu_capability()}"
-
-
 def save(rows: Iterable[dict[str, Any]], path: Path) -> None:
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
@@ -171,8 +142,3 @@ def same_picks(a: torch.Tensor, b: torch.Tensor, allowed: float = 0.0) -> None:
     different = (a.sort(1).values != b.sort(1).values).float().mean().item()
     if different > allowed:
         raise AssertionError(f"{different:.1%} of the picks differ: no timing on a red gate")
-
-
-def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=Path(__file__).parent.parent, capture_output=True, text=True)
-    return done.stdout.strip()

@@ -8,8 +8,9 @@ from functools import partial
 import torch
 
 import vtkernels as vt
-from benchmarks import inputs
-from benchmarks.harness import Case
+
+from . import inputs
+from .harness import Case
 
 SHAPES = ((1, 576, 4096, 64), (1, 2880, 4096, 320), (16, 576, 1024, 64))
 

@@ -8,8 +8,9 @@ from functools import partial
 import torch
 
 import vtkernels as vt
-from benchmarks import inputs, published
-from benchmarks.harness import Case, same_picks
+
+from . import inputs, published
+from .harness import Case, same_picks
 
 SHAPES = ((1, 576, 24, 6), (1, 2304, 48, 12), (32, 576, 24, 6))
 

@@ -8,8 +8,9 @@ from functools import partial
 import torch
 
 import vtkernels as vt
-from benchmarks import inputs, published
-from benchmarks.harness import Case, same_picks
+
+from . import inputs, published
+from .harness import Case, same_picks
 
 # LLaVA-1.5 at its published budgets, LLaVA-NeXT as one row of five crops, a serving batch
 SHAPES = ((1, 576, 1024, 64), (1, 576, 1024, 192), (1, 729, 1152, 128), (1, 2880, 1024, 320), (16, 576, 1024, 64))

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import SHAPE, by_case
+from .harness import SHAPE, by_case
 
 HERE = Path(__file__).parent
 # The first page shows one shape of each op, the page beside the benchmarks all of them.

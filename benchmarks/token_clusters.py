@@ -8,8 +8,9 @@ from functools import partial
 import torch
 
 import vtkernels as vt
-from benchmarks import inputs
-from benchmarks.harness import Case
+
+from . import inputs
+from .harness import Case
 
 THRESHOLD = 0.7
 SHAPES = ((1, 576, 1024), (1, 2880, 1024), (16, 576, 1024))

@@ -8,8 +8,9 @@ from functools import partial
 import torch
 
 import vtkernels as vt
-from benchmarks import inputs
-from benchmarks.harness import Case, same_picks
+
+from . import inputs
+from .harness import Case, same_picks
 
 SHAPES = ((1, 576, 64), (1, 2880, 320), (32, 576, 64))
 
