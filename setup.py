@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
@@ -101,6 +101,9 @@ class CMakeBuild(build_ext):
 
 native = os.environ.get("VTKERNELS_BUILD_NATIVE", "1") != "0"
 setup(
+    # a folder of its own in the repository, where `python -m benchmarks` works too
+    packages=[*find_packages(include=["vtkernels", "vtkernels.*"]), "vtkernels.benchmarks"],
+    package_dir={"vtkernels.benchmarks": "benchmarks"},
     ext_modules=[Extension("vtkernels._host", sources=[])] if native else [],
     cmdclass={"build_ext": CMakeBuild},
 )

@@ -1,64 +1,47 @@
-"""python -m benchmarks: every op against what people run today."""
+"""``python -m benchmarks`` and ``vtkernels bench`` are the same command."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
 import sys
-from pathlib import Path
+from collections.abc import Sequence
 
-import torch
+from vtkernels.cli._arguments import Parser
+from vtkernels.cli._errors import UsageError
 
-from vtkernels._schemas import SCHEMAS
-
-from . import inputs
-from .harness import RESULTS, by_case, in_half, load, measure, save, with_triton
-from .table import markdown, plain, update_pages
-
-EXAMPLES = """examples:
-  python -m benchmarks                             every op, results to benchmarks/results/cpu.csv
-  python -m benchmarks --op scope_select           one op, printed only
-  python -m benchmarks --device cuda --dtype float16    on a GPU, results to benchmarks/results/cuda.csv
-  python -m benchmarks --readme                    write the tables of both READMEs from the committed results
+COMMANDS = {"ops": "ops", "scaling": "scaling", "plot": "plots", "pages": "pages"}  # and their modules
+_EXAMPLES = """examples:
+  vtkernels bench ops                  every op, its providers side by side
+  vtkernels bench scaling              cost and memory against N, K, B and D, each beside its floor
+  vtkernels bench guard                has an op lost its lead? Ratios against committed floors, in a minute
+  vtkernels bench pages                tables and plots of the READMEs from the committed results
+  vtkernels bench COMMAND --help       all options of a command
 """
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, epilog=EXAMPLES,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("--op", choices=list(SCHEMAS), action="append", help="only this op (repeatable); nothing is saved")
-    parser.add_argument("--threads", type=int, default=2, help="torch.set_num_threads (default: 2)")
-    parser.add_argument("--device", default="cpu", help="cpu, or cuda for a GPU (default: %(default)s)")
-    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32",
-                        help="of features, queries and keys (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--out", type=Path, help="the CSV to write (default: benchmarks/results/DEVICE.csv)")
-    parser.add_argument("--readme", action="store_true", help="no timing: write the READMEs' tables from --out")
-    arguments = parser.parse_args()
-    arguments.out = arguments.out or RESULTS / f"{arguments.device.partition(':')[0]}.csv"
-    if arguments.device.startswith("cuda") and not torch.cuda.is_available():
-        parser.error(f"--device {arguments.device}: torch {torch.__version__} finds no GPU here")
-    if arguments.readme:
-        update_pages(load(arguments.out))
-        return
-
-    torch.set_num_threads(arguments.threads)
-    torch.set_default_device(arguments.device)
-    inputs.dtype = getattr(torch, arguments.dtype)
-    rows = []
-    for op in arguments.op or SCHEMAS:
-        for case in importlib.import_module(f"{__package__}.{op}").cases():
-            if arguments.dtype != "float32":
-                case = in_half(case, arguments.dtype)
-            case = with_triton(case)
-            print(f"{op} {case.shape} ...", file=sys.stderr, flush=True)
-            rows += measure(case)
-            for line in plain(by_case(rows[-len(case.providers) :])):
-                print(line, flush=True)
-    if arguments.op is None:
-        arguments.out.parent.mkdir(exist_ok=True)
-        save(rows, arguments.out)
-        print(markdown(rows))
+def main(argv: Sequence[str] | None = None, *, prog: str = "python -m benchmarks") -> int:
+    """Run a benchmark and return the exit code: 0; 1 where a check failed; 2 for an argument that does not work."""
+    parser = Parser(
+        prog=prog,
+        description="Benchmarks of vtkernels. Nothing is timed before its result was compared; every row names its machine.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    modules = {name: importlib.import_module(f".{module}", __package__) for name, module in COMMANDS.items()}
+    for module in modules.values():
+        module.add_parser(commands)
+    try:
+        options = parser.parse_args(argv)
+    except SystemExit as leave:  # argparse has already written its message
+        return int(leave.code or 0)
+    try:
+        return modules[options.command].run(options)
+    except UsageError as error:
+        print(f"{prog} {options.command}: error: {error}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -2,33 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 
 import torch
 
 import vtkernels as vt
 
-from . import inputs, published
-from .harness import Case
+from . import floors, inputs, published
+from .harness import Case, Results, Work
+from .registry import Shape
 
-SHAPES = ((1, 16, 577, 64), (5, 16, 577, 64))
 
-
-def cases() -> Iterator[Case]:
+def cases(shapes: Iterable[Shape]) -> Iterator[Case]:
     for softmax in (True, False):
-        for b, h, t, d in SHAPES:
-            query, key = inputs.query_key(b, h, t, d)
-            providers = {
-                "vtkernels": partial(vt.attention_profile, query, key, softmax=softmax),
-                "published": partial(published.attention_profile, query, key, softmax=softmax),
-                "reference": partial(vt.reference.attention_profile, query, key, softmax=softmax),
-            }
-            shape = {"B": b, "N": t - 1, "D": d, "H": h}
-            name = "attention_profile" if softmax else "attention_profile(softmax=False)"
-            yield Case(name, shape, providers, partial(_gate, query, key, softmax), seconds=6)
+        name = "attention_profile" if softmax else "attention_profile(softmax=False)"
+        for s in shapes:
+            b, prefix = s.rows * s.crops, int(s.class_token)
+            sizes = {"B": b, "N": s.patches, "D": s.head_dim, "H": s.heads}
+            build = partial(work, b, s.heads, s.patches + prefix, s.head_dim, prefix=prefix, softmax=softmax)
+            yield Case(name, sizes, build, s.name)
 
 
-def _gate(query: torch.Tensor, key: torch.Tensor, softmax: bool) -> None:
-    ours, theirs = (f(query, key, softmax=softmax) for f in (vt.attention_profile, published.attention_profile))
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+def work(b: int, h: int, t: int, d: int, *, prefix: int = 1, softmax: bool = True) -> Work:
+    query, key = inputs.query_key(b, h, t, d)
+    how = {"prefix": prefix, "softmax": softmax}
+    moved = query.nbytes + key.nbytes + 8 * b * (t - prefix)
+    providers = {
+        "vtkernels": partial(vt.attention_profile, query, key, **how),
+        "published": partial(published.attention_profile, query, key, **how),
+        "reference": partial(vt.reference.attention_profile, query, key, **how),
+        # without a softmax the means of a map are those of a vector: no map is needed
+        **(floors.maps(query, key) if softmax else floors.copy(moved)),
+    }
+    return Work(providers, agree)
+
+
+def agree(got: Results, ours: Results) -> None:
+    torch.testing.assert_close(got, ours, rtol=1e-4, atol=1e-6)

@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 
 import torch
 
 import vtkernels as vt
 
-from . import inputs
-from .harness import Case, same_picks
+from . import floors, inputs
+from .harness import Case, Results, Work, same_picks
+from .registry import Shape
 
-SHAPES = ((1, 576, 64), (1, 2880, 320), (16, 576, 64))
+
+def cases(shapes: Iterable[Shape]) -> Iterator[Case]:
+    for s in shapes:
+        for k in s.keeps:
+            yield Case("cluster_topk", {"B": s.rows, "N": s.tokens, "K": k}, partial(work, s.rows, s.tokens, k), s.name)
 
 
-def cases() -> Iterator[Case]:
-    for b, n, k in SHAPES:
-        x = inputs.features(b, n, 64)
-        labels = vt.token_clusters(x, threshold=0.8)
-        relevance = vt.prompt_relevance(x, x[:, :20])
-        providers = {
-            "vtkernels": partial(vt.cluster_topk, labels, relevance, k),
-            "Python lists": partial(_lists, labels, relevance, k),
-            "reference": partial(vt.reference.cluster_topk, labels, relevance, k),
-        }
-        yield Case("cluster_topk", {"B": b, "N": n, "K": k}, providers, partial(_gate, labels, relevance, k), seconds=3)
+def work(b: int, n: int, k: int) -> Work:
+    x = inputs.features(b, n, 64)
+    labels = vt.token_clusters(x, threshold=0.8)
+    relevance = vt.prompt_relevance(x, x[:, :20])
+    providers = {
+        "vtkernels": partial(vt.cluster_topk, labels, relevance, k),
+        "Python lists": partial(_lists, labels, relevance, k),
+        "reference": partial(vt.reference.cluster_topk, labels, relevance, k),
+        **floors.copy(labels.nbytes + relevance.nbytes + 8 * b * k),
+    }
+    return Work(providers, _agree)
 
 
 def _lists(labels: torch.Tensor, relevance: torch.Tensor, k: int, pool: float = 0.5) -> torch.Tensor:
@@ -52,5 +57,5 @@ def _lists(labels: torch.Tensor, relevance: torch.Tensor, k: int, pool: float = 
     return torch.tensor(rows)
 
 
-def _gate(labels: torch.Tensor, relevance: torch.Tensor, k: int) -> None:
-    same_picks(vt.cluster_topk(labels, relevance, k), _lists(labels, relevance, k))
+def _agree(got: Results, ours: Results) -> None:
+    same_picks(got[0], ours[0])

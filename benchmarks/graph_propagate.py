@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 
 import torch
 
 import vtkernels as vt
 
-from . import inputs, published
-from .harness import Case
-
-# the base crop of LLaVA, the merged 2 x 2 grid of LLaVA-NeXT, a serving batch; projected features
-SHAPES = ((1, 576, 4096), (1, 2304, 4096), (16, 576, 4096))
+from . import floors, inputs, published
+from .harness import Case, Results, Work
+from .registry import Shape
 
 
-def cases() -> Iterator[Case]:
-    for b, n, d in SHAPES:
-        x = inputs.features(b, n, d)
-        providers = {
-            "vtkernels": partial(vt.graph_propagate, x),
-            "published": partial(published.graph_propagate, x),
-            "reference": partial(vt.reference.graph_propagate, x),
-            "torch.mm floor": partial(torch.bmm, x, x.transpose(1, 2)),
-        }
-        gate = partial(_gate, x)
-        yield Case("graph_propagate", {"B": b, "N": n, "D": d}, providers, gate, seconds=20 if n > 2000 or b > 1 else 6)
+def cases(shapes: Iterable[Shape]) -> Iterator[Case]:
+    for s in shapes:
+        sizes = {"B": s.rows, "N": s.tokens, "D": s.language}
+        yield Case("graph_propagate", sizes, partial(work, s.rows, s.tokens, s.language), s.name)
 
 
-def _gate(x: torch.Tensor) -> None:
-    torch.testing.assert_close(vt.graph_propagate(x)[0], published.graph_propagate(x), rtol=2e-4, atol=0)
+def work(b: int, n: int, d: int) -> Work:
+    x = inputs.features(b, n, d)
+    providers = {
+        "vtkernels": partial(vt.graph_propagate, x),
+        "published": partial(published.graph_propagate, x),
+        "reference": partial(vt.reference.graph_propagate, x),
+        **floors.gram(x),
+    }
+    return Work(providers, _agree)
+
+
+def _agree(got: Results, ours: Results) -> None:
+    torch.testing.assert_close(got[0], ours[0], rtol=2e-4, atol=0)

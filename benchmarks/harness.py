@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,54 +14,148 @@ import torch
 
 import vtkernels
 from vtkernels import triton
+from vtkernels.cli._errors import UsageError, first_line
 
+from .clock import Clock, Mode, captured
 from .environment import PLACE, environment
 
+__all__ = ["PLACE", "RESULTS", "Case", "RedGate", "Work", "environment", "load", "measure", "save"]
+
 RESULTS = Path(__file__).parent / "results"
-SHAPE = ("B", "N", "D", "H", "K")
+SIZES = ("B", "N", "D", "H", "K")
 _TIMES = ("p20_ms", "p50_ms", "p80_ms", "repeats")
-COLUMNS = ("op", "provider", *SHAPE, "dtype", *_TIMES, *PLACE)
+COLUMNS = ("op", "shape", "provider", "backend", *SIZES, "dtype", "timing", "cache", "launch", *_TIMES, *PLACE)
+OURS = "vtkernels"
+FLOOR = " floor"  # a provider of this name ends so computes less than the op: nothing to compare
+
+Results = tuple[torch.Tensor, ...]
+
+
+class RedGate(AssertionError):
+    """Two providers of a case differ: there will be no figure."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """Inputs that are there, and the calls on them.
+
+    ``providers`` all compute the same thing, floors excepted. ``agree(result, ours)`` raises where they do not; a call that
+    returns nothing, because it works in place, is judged by its first argument.
+    """
+
+    providers: dict[str, Callable[[], Any]]
+    agree: Callable[[Results, Results], None]
 
 
 @dataclass(frozen=True)
 class Case:
-    """One shape of one op: the providers to time and the gate they pass first.
-
-    ``gate`` raises if the providers disagree. ``seconds`` bounds the time spent on the case.
-    """
+    """One op at one shape: ``build`` makes the inputs, so that a list of cases costs nothing."""
 
     op: str
-    shape: dict[str, int]
-    providers: dict[str, Callable[[], Any]]
-    gate: Callable[[], None]
+    sizes: Mapping[str, int]
+    build: Callable[[], Work]
+    shape: str = ""
     dtype: str = "float32"
-    seconds: float = 6.0
 
 
-def measure(case: Case) -> list[dict[str, Any]]:
-    """Rows of the CSV: p20, p50 and p80 of each provider, all providers in turn so that noise hits them alike."""
-    case.gate()
-    finished = torch.cuda.synchronize if torch.get_default_device().type == "cuda" else lambda: None
-    for call in case.providers.values():
-        call()
-    finished()
-    started = time.perf_counter()
-    times: dict[str, list[float]] = {name: [] for name in case.providers}
-    while len(next(iter(times.values()))) < 5 or time.perf_counter() - started < case.seconds:
-        for name, call in case.providers.items():
-            begin = time.perf_counter()
-            call()
-            finished()  # from the call to the result: what a caller waits for
-            times[name].append(1e3 * (time.perf_counter() - begin))
+@dataclass
+class Timed:
+    """A provider of a case while it is measured."""
+
+    call: Callable[[], Any]
+    first: float  # seconds of its first call
+    samples: dict[Mode, list[float]] = field(default_factory=dict)
+
+
+def measure(
+    case: Case,
+    clock: Clock,
+    modes: Sequence[Mode],
+    *,
+    seconds: float,
+    only: Sequence[str] = (),
+    say: Callable[[str], None] = lambda text: None,
+) -> list[dict[str, Any]]:
+    """Rows of the CSV: p20, p50 and p80 of every provider in every mode.
+
+    The gate comes first: every provider runs once and is compared with ours. Then they take turns until ``seconds`` are over,
+    in alternating order, so that noise and each other's traces hit them alike: five times at least, three times where one call
+    takes more than two seconds. ``only`` leaves out the others after the gate; ours stays, as the measure of the others.
+    """
+    work = case.build()
+    providers = gate(case, work, clock)
+    if only:
+        providers = {name: timed for name, timed in providers.items() if name == OURS or name in only}
+    watches = []
+    for name, timed in providers.items():
+        calls = {"eager": timed.call}
+        if any(mode.launch == "graph" for mode in modes):
+            try:
+                calls["graph"] = captured(timed.call)
+            except Exception as error:  # torch's own or CUDA's, where a computation reads from the host
+                clock.finished()
+                say(f"{case.op}, {name}: no CUDA graph: {first_line(error)}")
+        for mode in modes:
+            if mode.launch in calls:
+                watch = clock.stopwatch(calls[mode.launch], mode, last=timed.first)
+                watches.append((watch, timed.samples.setdefault(mode, [])))
+    least = 3 if any(timed.first > 2 for timed in providers.values()) else 5
+    started, rounds = time.perf_counter(), 0
+    while rounds < least or time.perf_counter() - started < seconds:
+        for watch, samples in watches if rounds % 2 == 0 else reversed(watches):
+            samples.append(watch())
+        rounds += 1
+    place = environment()
     rows = []
-    for name, values in times.items():
-        values.sort()
-        p20, p50, p80 = (values[int(q * (len(values) - 1))] for q in (0.2, 0.5, 0.8))
-        row = dict.fromkeys(COLUMNS, "")
-        row |= {"op": case.op, "provider": name, "dtype": case.dtype, **case.shape}
-        row |= {"p20_ms": f"{p20:.4f}", "p50_ms": f"{p50:.4f}", "p80_ms": f"{p80:.4f}", "repeats": len(values)}
-        rows.append(row | environment())
+    for name, timed in providers.items():
+        head = {"op": case.op, "shape": case.shape, "provider": name, "backend": backend(case, name), "dtype": case.dtype}
+        for mode, samples in timed.samples.items():
+            rows.append(dict.fromkeys(COLUMNS, "") | head | case.sizes | vars(mode) | percentiles(samples) | place)
     return rows
+
+
+def gate(case: Case, work: Work, clock: Clock) -> dict[str, Timed]:
+    """Every provider once, floors included; raises ``RedGate`` unless all results are what ours is."""
+    providers = {}
+    ours: Results = ()
+    for name in sorted(work.providers, key=lambda name: name != OURS):
+        clock.finished()
+        begin = time.perf_counter()
+        got = results(work.providers[name])
+        clock.finished()
+        providers[name] = Timed(work.providers[name], time.perf_counter() - begin)
+        if name == OURS:
+            ours = got
+        if name == OURS or name.endswith(FLOOR):
+            continue
+        try:
+            work.agree(got, ours)
+        except AssertionError as error:
+            what = ", ".join(f"{size} {value}" for size, value in case.sizes.items())
+            raise RedGate(f"{case.op}, {what}: {name} and {OURS} differ: {first_line(error)}") from error
+    return {name: providers[name] for name in work.providers}
+
+
+def results(call: Callable[[], Any]) -> Results:
+    """What a call gives, as a tuple; a call in place gives its first argument."""
+    got = call()
+    if got is None:
+        got = call.args[0]
+    return got if isinstance(got, tuple) else (got,)
+
+
+def percentiles(samples: list[float]) -> dict[str, Any]:
+    """The columns of time: p20, p50, p80 in milliseconds and the number of repeats."""
+    ordered = sorted(samples)
+    p20, p50, p80 = (ordered[int(q * (len(ordered) - 1))] for q in (0.2, 0.5, 0.8))
+    return {"p20_ms": f"{p20:.5f}", "p50_ms": f"{p50:.5f}", "p80_ms": f"{p80:.5f}", "repeats": len(ordered)}
+
+
+def backend(case: Case, provider: str) -> str:
+    """What runs behind one of our own providers."""
+    if provider == OURS:
+        return vtkernels.which(case.op.partition("(")[0], torch.get_default_device().type)
+    return provider if provider in ("triton", "reference") else ""
 
 
 def with_triton(case: Case) -> Case:
@@ -69,22 +163,23 @@ def with_triton(case: Case) -> Case:
 
     Its result must be that of the op bit for bit wherever Triton is what the op runs.
     """
-    call, device = case.providers["vtkernels"], torch.get_default_device().type
-    op = case.op.partition("(")[0]
-    if op not in triton.KERNELS or not _calls(call, op):
-        return case
-    if device != "cuda" or not vtkernels.status("triton", device).available:
+    op, device = case.op.partition("(")[0], torch.get_default_device().type
+    if op not in triton.KERNELS or device != "cuda" or not vtkernels.status("triton", device).available:
         return case  # in the interpreter there is nothing to time
-    twin = partial(triton.load(op), *call.args, **call.keywords)
 
-    def gate() -> None:
-        case.gate()
-        if vtkernels.which(op, device) == "triton":
-            for a, b in zip(_results(twin()), _results(call()), strict=True):
+    def build() -> Work:
+        work = case.build()
+        call = work.providers[OURS]
+        twin = partial(triton.load(op), *call.args, **call.keywords)
+        if op == "compact_":  # in place: on rows of its own, judged by the gate as every provider is
+            twin = partial(twin.func, twin.args[0].clone(), *twin.args[1:])
+        elif vtkernels.which(op, device) == "triton":
+            for a, b in zip(results(twin), results(call), strict=True):
                 if not torch.equal(a, b):
-                    raise AssertionError(f"{op}: the launcher and the op differ: no timing on a red gate")
+                    raise RedGate(f"{case.op}, {case.shape}: the launcher and the op differ")
+        return replace(work, providers={**work.providers, "triton": twin})
 
-    return replace(case, providers={**case.providers, "triton": twin}, gate=gate)
+    return replace(case, build=build)
 
 
 def in_half(case: Case, dtype: str) -> Case:
@@ -92,35 +187,52 @@ def in_half(case: Case, dtype: str) -> Case:
 
     The gate is then the reference, which has float32 state as the kernels have: at most a share of 2% of the picks may differ.
     """
-    call, op = case.providers["vtkernels"], case.op.partition("(")[0]
-    if not _calls(call, op) or op == "compact_":  # which returns nothing, and rounds nothing
-        return replace(case, dtype=dtype)
 
-    def gate() -> None:
-        want = getattr(vtkernels.reference, op)(*call.args, **call.keywords)
-        for a, b in zip(_results(call()), _results(want), strict=True):
-            if b.is_floating_point():
-                torch.testing.assert_close(a, b, rtol=2e-3, atol=1e-5)
-            else:
-                same_picks(a, b, 0.02)
+    def build() -> Work:
+        work = case.build()
+        if case.op == "compact_":  # rounds nothing
+            return work
+        op, call = case.op.partition("(")[0], work.providers[OURS]
+        want = results(partial(getattr(vtkernels.reference, op), *call.args, **call.keywords))
+        near(results(call), want)
+        return replace(work, agree=lambda got, ours: None)
 
-    return replace(case, dtype=dtype, gate=gate)
+    return replace(case, build=build, dtype=dtype)
 
 
-def _calls(call: Callable[[], Any], op: str) -> bool:
-    """Whether a provider is the op itself."""
-    return isinstance(call, partial) and call.func is getattr(vtkernels, op)
+def near(got: Results, want: Results) -> None:
+    """Half precision in, float32 inside: values to within rounding, picks but for near-ties."""
+    for a, b in zip(got, want, strict=True):
+        if b.is_floating_point():
+            torch.testing.assert_close(a, b, rtol=2e-3, atol=1e-5)
+        else:
+            same_picks(a, b, 0.02)
 
 
-def _results(x: Any) -> tuple[torch.Tensor, ...]:
-    return () if x is None else x if isinstance(x, tuple) else (x,)
+def same_picks(a: torch.Tensor, b: torch.Tensor, allowed: float = 0.0) -> None:
+    """At most a share ``allowed`` of the picks may differ (float ties)."""
+    different = (a.sort(1).values != b.sort(1).values).float().mean().item()
+    if different > allowed:
+        raise AssertionError(f"{different:.1%} of the picks differ")
 
 
-def save(rows: Iterable[dict[str, Any]], path: Path) -> None:
+def save(rows: Iterable[Mapping[str, Any]], path: Path, columns: Iterable[str] = COLUMNS) -> None:
+    """Write a CSV."""
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, list(columns))
         writer.writeheader()
         writer.writerows(rows)
+
+
+def default_out(name: str) -> Path:
+    """The committed results of a checkout; an installed package has none, and writes where it is called."""
+    return RESULTS / name if RESULTS.is_dir() else Path(f"vtkernels-{name}")
+
+
+def check_folder(out: Path) -> None:
+    """Hours of measuring must not end in a path that cannot be written."""
+    if not out.parent.is_dir():
+        raise UsageError(f"argument --out: {str(out)!r} is in no folder that exists; make {str(out.parent)!r} first")
 
 
 def load(path: Path) -> list[dict[str, str]]:
@@ -128,17 +240,11 @@ def load(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def by_case(rows: Iterable[dict[str, Any]]) -> Iterator[tuple[tuple[str, ...], dict[str, dict[str, Any]]]]:
-    """Rows grouped by (op, shape, dtype): provider -> row."""
-    groups: dict[tuple[str, ...], dict[str, dict[str, Any]]] = {}
+def by_case(rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[dict[str, str], dict[str, Mapping[str, Any]]]]:
+    """Rows of one case and mode together: what they share, and provider -> row."""
+    shared = ("op", "shape", *SIZES, "dtype", "timing", "cache", "launch")
+    groups: dict[tuple[str, ...], dict[str, Mapping[str, Any]]] = {}
     for row in rows:
-        key = (row["op"], *(str(row[name]) for name in SHAPE), row["dtype"])
-        groups.setdefault(key, {})[row["provider"]] = row
-    yield from groups.items()
-
-
-def same_picks(a: torch.Tensor, b: torch.Tensor, allowed: float = 0.0) -> None:
-    """The gate of a selector: at most a share ``allowed`` of the picks may differ (float ties)."""
-    different = (a.sort(1).values != b.sort(1).values).float().mean().item()
-    if different > allowed:
-        raise AssertionError(f"{different:.1%} of the picks differ: no timing on a red gate")
+        groups.setdefault(tuple(str(row[name]) for name in shared), {})[row["provider"]] = row
+    for key, providers in groups.items():
+        yield dict(zip(shared, key, strict=True)), providers

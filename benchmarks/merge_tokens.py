@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 
 import torch
 
 import vtkernels as vt
 
-from . import inputs
-from .harness import Case
+from . import floors, inputs
+from .harness import Case, Results, Work
+from .registry import Shape
 
-SHAPES = ((1, 576, 4096, 64), (1, 2880, 4096, 320), (16, 576, 1024, 64))
+
+def cases(shapes: Iterable[Shape]) -> Iterator[Case]:
+    for s in shapes:
+        for k in s.keeps:
+            sizes = {"B": s.rows, "N": s.tokens, "D": s.language, "K": k}
+            yield Case("merge_tokens", sizes, partial(work, s.rows, s.tokens, s.language, k), s.name)
 
 
-def cases() -> Iterator[Case]:
-    for b, n, d, k in SHAPES:
-        x, indices = inputs.features(b, n, d), vt.topk_select(inputs.saliency(b, n), k)
-        slots = vt.route_tokens(x, indices)
-        providers = {
-            "vtkernels": partial(vt.merge_tokens, x, indices, slots),
-            "torch.bmm": partial(_product, x, k, slots),
-            "index_add": partial(_index_add, x, k, slots),
-            "reference": partial(vt.reference.merge_tokens, x, indices, slots),
-        }
-        yield Case("merge_tokens", {"B": b, "N": n, "D": d, "K": k}, providers, partial(_gate, x, indices, slots), seconds=4)
+def work(b: int, n: int, d: int, k: int) -> Work:
+    x, indices = inputs.features(b, n, d), vt.topk_select(inputs.saliency(b, n), k)
+    slots = vt.route_tokens(x, indices)
+    providers = {
+        "vtkernels": partial(vt.merge_tokens, x, indices, slots),
+        "torch.bmm": partial(_product, x, k, slots),
+        "index_add": partial(_index_add, x, k, slots),
+        "reference": partial(vt.reference.merge_tokens, x, indices, slots),
+        **floors.copy(x.nbytes + slots.nbytes + b * k * d * x.element_size()),
+    }
+    return Work(providers, _agree)
 
 
 def _product(x: torch.Tensor, k: int, slots: torch.Tensor) -> torch.Tensor:
@@ -40,7 +46,5 @@ def _index_add(x: torch.Tensor, k: int, slots: torch.Tensor) -> torch.Tensor:
     return (total / flat.bincount(minlength=b * k).unsqueeze(1)).view(b, k, d)
 
 
-def _gate(x: torch.Tensor, indices: torch.Tensor, slots: torch.Tensor) -> None:
-    got = vt.merge_tokens(x, indices, slots)
-    for other in (_product, _index_add):
-        torch.testing.assert_close(got, other(x, indices.shape[1], slots), atol=1e-4, rtol=1e-4)
+def _agree(got: Results, ours: Results) -> None:
+    torch.testing.assert_close(got, ours, atol=1e-4, rtol=1e-4)

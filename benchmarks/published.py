@@ -55,12 +55,12 @@ def graph_propagate(features: Tensor, *, threshold: float = 0.5, temperature: fl
     return torch.bmm(features.norm(dim=-1).unsqueeze(1), power).squeeze(1) / degree
 
 
-def attention_profile(query: Tensor, key: Tensor, *, softmax: bool = True) -> tuple[Tensor, Tensor]:
+def attention_profile(query: Tensor, key: Tensor, *, prefix: int = 1, softmax: bool = True) -> tuple[Tensor, Tensor]:
     """FoPru (arXiv 2411.14164): the map [B, H, T, T] without its class token, its head mean, and the means of that."""
     attention = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
     if softmax:
         attention = attention.softmax(-1)
-    mean = attention[:, :, 1:, 1:].mean(1)
+    mean = attention[:, :, prefix:, prefix:].mean(1)
     return mean.mean(1), mean.mean(2)
 
 

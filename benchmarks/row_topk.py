@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
-
-import torch
 
 import vtkernels as vt
 
-from . import inputs, published
-from .harness import Case, same_picks
-
-SHAPES = ((1, 576, 24, 6), (1, 2304, 48, 12), (32, 576, 24, 6))
-
-
-def cases() -> Iterator[Case]:
-    for b, n, width, rows in SHAPES:
-        scores = inputs.saliency(b, n)
-        providers = {
-            "vtkernels": partial(vt.row_topk, scores, rows, width=width),
-            "published": partial(published.row_topk, scores, rows, width),
-            "reference": partial(vt.reference.row_topk, scores, rows, width=width),
-        }
-        gate = partial(_gate, scores, rows, width)
-        yield Case("row_topk", {"B": b, "N": n, "K": rows * width}, providers, gate, seconds=2)
+from . import floors, inputs, published
+from .harness import Case, Results, Work, same_picks
+from .registry import Shape
 
 
-def _gate(scores: torch.Tensor, rows: int, width: int) -> None:
-    same_picks(vt.row_topk(scores, rows, width=width), published.row_topk(scores, rows, width))
+def cases(shapes: Iterable[Shape]) -> Iterator[Case]:
+    """A quarter of the image rows of every crop."""
+    for s in shapes:
+        b, rows = s.rows * s.crops, s.patches // s.grid // 4
+        sizes = {"B": b, "N": s.patches, "K": rows * s.grid}
+        yield Case("row_topk", sizes, partial(work, b, s.patches, s.grid, rows), s.name)
+
+
+def work(b: int, n: int, width: int, rows: int) -> Work:
+    scores = inputs.saliency(b, n)
+    providers = {
+        "vtkernels": partial(vt.row_topk, scores, rows, width=width),
+        "published": partial(published.row_topk, scores, rows, width),
+        "reference": partial(vt.reference.row_topk, scores, rows, width=width),
+        **floors.copy(scores.nbytes + 8 * b * rows * width),
+    }
+    return Work(providers, _agree)
+
+
+def _agree(got: Results, ours: Results) -> None:
+    same_picks(got[0], ours[0])

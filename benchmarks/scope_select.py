@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
-
-import torch
 
 import vtkernels as vt
 
-from . import inputs, published
-from .harness import Case, same_picks
-
-# LLaVA-1.5 at its published budgets, LLaVA-NeXT as one row of five crops, a serving batch
-SHAPES = ((1, 576, 1024, 64), (1, 576, 1024, 192), (1, 729, 1152, 128), (1, 2880, 1024, 320), (16, 576, 1024, 64))
+from . import floors, inputs, published
+from .harness import Case, Results, Work, same_picks
+from .registry import Shape
 
 
-def cases() -> Iterator[Case]:
-    for b, n, d, k in SHAPES:
-        x, a = inputs.features(b, n, d), inputs.saliency(b, n)
-        providers = {
-            "vtkernels": partial(vt.scope_select, x, a, k),
-            "published": partial(published.scope, x, a, k),
-            "torch.mm floor": partial(torch.bmm, x, x.transpose(1, 2)),
-        }
-        gate = partial(_gate, x, a, k)
-        yield Case("scope_select", {"B": b, "N": n, "D": d, "K": k}, providers, gate, seconds=30 if n > 2000 else 6)
+def cases(shapes: Iterable[Shape]) -> Iterator[Case]:
+    for s in shapes:
+        for k in s.keeps:
+            sizes = {"B": s.rows, "N": s.tokens, "D": s.tower, "K": k}
+            yield Case("scope_select", sizes, partial(work, s.rows, s.tokens, s.tower, k), s.name)
 
 
-def _gate(x: torch.Tensor, a: torch.Tensor, k: int) -> None:
-    same_picks(vt.scope_select(x, a, k), published.scope(x, a, k), allowed=0.02)
+def work(b: int, n: int, d: int, k: int) -> Work:
+    x, a = inputs.features(b, n, d), inputs.saliency(b, n)
+    providers = {
+        "vtkernels": partial(vt.scope_select, x, a, k),
+        "published": partial(published.scope, x, a, k),
+        "reference": partial(vt.reference.scope_select, x, a, k),
+        **floors.gram(x),
+    }
+    return Work(providers, agree)
+
+
+def agree(got: Results, ours: Results) -> None:
+    same_picks(got[0], ours[0], allowed=0.02)

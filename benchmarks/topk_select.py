@@ -1,34 +1,44 @@
-"""Top-k with the tie rule, against torch.topk (which promises none) and a stable sort (which does)."""
+"""Top-k with the tie rule, against torch.topk (which promises none), alone and with its result brought into token order."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 
 import torch
 
 import vtkernels as vt
 
-from . import inputs
-from .harness import Case, same_picks
+from . import floors, inputs
+from .harness import Case, Results, Work, same_picks
+from .registry import Shape
 
-SHAPES = ((1, 576, 64), (1, 2880, 320), (32, 576, 64))
+
+def cases(shapes: Iterable[Shape]) -> Iterator[Case]:
+    for s in shapes:
+        for k in s.keeps:
+            yield Case("topk_select", {"B": s.rows, "N": s.tokens, "K": k}, partial(work, s.rows, s.tokens, k), s.name)
 
 
-def cases() -> Iterator[Case]:
-    for b, n, k in SHAPES:
-        scores = inputs.saliency(b, n)
-        providers = {
-            "vtkernels": partial(vt.topk_select, scores, k),
-            "torch.topk + sort": partial(_topk, scores, k),
-            "reference": partial(vt.reference.topk_select, scores, k),
-        }
-        yield Case("topk_select", {"B": b, "N": n, "K": k}, providers, partial(_gate, scores, k), seconds=2)
+def work(b: int, n: int, k: int) -> Work:
+    scores = inputs.saliency(b, n)
+    providers = {
+        "vtkernels": partial(vt.topk_select, scores, k),
+        "torch.topk": partial(_topk, scores, k),
+        "torch.topk + sort": partial(_topk_sort, scores, k),
+        "reference": partial(vt.reference.topk_select, scores, k),
+        **floors.copy(scores.nbytes + 8 * b * k),
+    }
+    return Work(providers, _agree)
 
 
 def _topk(scores: torch.Tensor, k: int) -> torch.Tensor:
-    return scores.topk(k, sorted=False).indices.sort(dim=1).values
+    return scores.topk(k, sorted=False).indices
 
 
-def _gate(scores: torch.Tensor, k: int) -> None:
-    same_picks(vt.topk_select(scores, k), _topk(scores, k))
+def _topk_sort(scores: torch.Tensor, k: int) -> torch.Tensor:
+    return _topk(scores, k).sort(dim=1).values
+
+
+def _agree(got: Results, ours: Results) -> None:
+    same_picks(got[0], ours[0])

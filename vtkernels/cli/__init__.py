@@ -7,10 +7,11 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from vtkernels._version import __version__
-from vtkernels.cli import demo, flops, info, tune
+from vtkernels.cli import bench, demo, flops, info, tune
+from vtkernels.cli._arguments import Parser
 from vtkernels.cli._errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,15 +23,9 @@ _EXAMPLES = """examples:
   vtkernels flops                     FLOPs and KV cache by method and kept tokens, beside the published figures
   vtkernels info                      versions, processor, and which backend runs each op
   vtkernels tune --output gpu.json    launch parameters of the Triton kernels for the GPU at hand
+  vtkernels bench ops --quick         each op against the published computation; bench --help lists the other benchmarks
   vtkernels COMMAND --help            all options of a command
 """
-
-
-class _Parser(argparse.ArgumentParser):
-    """Errors in one line; argparse would print the whole usage first."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
 
 
 def main(argv: Sequence[str] | None = None, *, geometry: Geometry | None = None) -> int:
@@ -42,7 +37,7 @@ def main(argv: Sequence[str] | None = None, *, geometry: Geometry | None = None)
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="replace")
-    parser = _Parser(
+    parser = Parser(
         prog="vtkernels",
         description="Fused kernels for training-free visual token pruning in LLaVA-style vision-language models.",
         epilog=_EXAMPLES,
@@ -54,6 +49,7 @@ def main(argv: Sequence[str] | None = None, *, geometry: Geometry | None = None)
     flops.add_parser(commands)
     info.add_parser(commands)
     tune.add_parser(commands)
+    bench.add_parser(commands)
     try:
         options = parser.parse_args(argv)
     except SystemExit as leave:  # argparse has already written its message
@@ -61,7 +57,7 @@ def main(argv: Sequence[str] | None = None, *, geometry: Geometry | None = None)
     try:
         if options.command == "demo":
             return demo.run(options, geometry)
-        return {"flops": flops, "info": info, "tune": tune}[options.command].run(options)
+        return {"bench": bench, "flops": flops, "info": info, "tune": tune}[options.command].run(options)
     except UsageError as error:
         print(f"vtkernels {options.command}: error: {error}", file=sys.stderr)
         return 2

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import argparse
+from typing import TYPE_CHECKING, NoReturn
 
 from vtkernels.cli._errors import UsageError
 
 if TYPE_CHECKING:
-    import argparse
-
     import torch
 
 # Class name of each method, and the ops that its choice is made of.
@@ -22,6 +21,13 @@ METHODS = {
     "Random": ("topk_select",),
     "Uniform": (),
 }
+
+
+class Parser(argparse.ArgumentParser):
+    """Errors in one line; argparse would print the whole usage first."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
 
 
 def check_counts(options: argparse.Namespace, *flags: str) -> None:
