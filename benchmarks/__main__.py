@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from vtkernels.cli._arguments import Parser
 from vtkernels.cli._errors import UsageError
 
-COMMANDS = {"ops": "ops", "scaling": "scaling", "plot": "plots", "pages": "pages"}  # and their modules
+COMMANDS = {"ops": "ops", "scaling": "scaling", "plot": "plots", "pages": "pages", "guard": "guard"}  # and their modules
 _EXAMPLES = """examples:
   vtkernels bench ops                  every op, its providers side by side
   vtkernels bench scaling              cost and memory against N, K, B and D, each beside its floor

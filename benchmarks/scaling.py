@@ -168,7 +168,7 @@ def affordable(op: str, axis: str, points: Sequence[Point], longest: float) -> I
             print(f"{here}: its gate needs about {needed / 2**30:.0f} GiB, {available() / 2**30:.0f} GiB are free", flush=True)
             return
         if before is not None:
-            guess = took * (getattr(point, axis) / getattr(before, axis)) ** 2
+            guess = took * (getattr(point, axis) / getattr(before, axis)) ** (2 if axis == "N" else 1)
             if guess > longest:
                 print(f"{here}: about {pretty(guess)}, more than --longest {longest:g}", flush=True)
                 return
@@ -228,6 +228,9 @@ class Memory:
                 raise UsageError(f"memory cannot be measured: {reason}; give --no-memory")
             self._processes = multiprocessing.get_context("forkserver")  # forks a process that has torch but no threads yet
             self._processes.set_forkserver_preload([__name__])
+            first = self._processes.Process(target=int)  # the start of the server, seconds, counts for no point
+            first.start()
+            first.join()
 
     def rows(self, op: str, point: Point) -> Iterator[dict[str, Any]]:
         """Rows of the CSV for ours and the floor."""
