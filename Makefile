@@ -7,7 +7,7 @@ BIN := .venv/bin
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml constraints.txt
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-kernels test-original test-transformers test-cuda-torch lint gpu bench build clean
+.PHONY: demo test test-kernels test-original test-transformers test-cuda-torch lint gpu bench guard build clean
 
 demo: build
 	$(BIN)/python -m vtkernels demo
@@ -20,7 +20,13 @@ lint: build
 	$(BIN)/clang-format --dry-run --Werror $(shell find csrc tests/emulator -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 bench: build
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks ops
+	$(BIN)/python -m benchmarks scaling
+	$(BIN)/python -m benchmarks pages
+
+# Ratios against committed floors, in a minute; says so and passes where the machine is too noisy.
+guard: build
+	$(BIN)/python -m benchmarks guard
 
 build: .venv/.built
 

@@ -36,6 +36,11 @@ def environment() -> dict[str, str]:
     }
 
 
+def threads(count: str | int) -> str:
+    """A number of threads in words."""
+    return f"{count} thread{'' if int(count) == 1 else 's'}"
+
+
 def machine() -> str:
     """The processor and how many of its cores this process may use."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

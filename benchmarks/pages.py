@@ -11,6 +11,7 @@ from typing import Any
 from vtkernels.cli._errors import UsageError
 
 from . import plots, registry, scaling
+from .environment import threads
 from .harness import OURS, RESULTS, by_case, load
 from .ops import in_words
 
@@ -93,7 +94,7 @@ def taken(rows: Rows) -> str:
     """Where, with what and when: rows of one run."""
     first, last = rows[0], rows[-1]
     days = " to ".join(dict.fromkeys((first["time"][:10], last["time"][:10])))
-    return f"{first['threads']} threads, {first['machine']}, torch {first['torch']}, commit {first['commit']}, {days}."
+    return f"{threads(first['threads'])}, {first['machine']}, torch {first['torch']}, commit {first['commit']}, {days}."
 
 
 def table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.figure import Figure
 
 from . import style
+from .environment import threads
 from .harness import FLOOR, OURS, by_case
 from .ops import in_words
 
@@ -21,7 +22,7 @@ def draw(rows: Sequence[Mapping[str, str]]) -> Figure:
             seen.add(shared["op"])
             cases.append((shared, providers))
     height = 1.75 + 0.34 * len(cases)
-    note = f"{rows[0]['machine']}, {rows[0]['threads']} threads, {rows[0]['dtype']}. Right of the line: slower than vtkernels."
+    note = f"{rows[0]['machine']}, {threads(rows[0]['threads'])}, {rows[0]['dtype']}. Right of the line: slower than vtkernels."
     drawn = style.figure(11, height, "Every op against what people run today", note)
     axes = drawn.add_axes((0.42, 0.62 / height, 0.555, 1 - 1.72 / height))
     style.plain(axes, grid="x")

@@ -39,7 +39,7 @@ from .ops import add_device, pretty, use_device
 _COLUMNS = ("quantity", "axis", *COLUMNS, "bytes")
 _FASTER = 0.15  # an exponent greater than that of the floor by more than this is no noise
 _HEADS = 64  # width of an attention head: D grows by heads
-_SMALL = 1 << 20  # bytes; the process's memory is read in pages and in batches, less cannot be told apart
+MEBIBYTE = 1 << 20  # the memory of a process is read in pages and in batches: less cannot be told from nothing
 _EXAMPLES = """examples:
   vtkernels bench scaling                                  to benchmarks/results/cpu_scaling.csv of a checkout
   vtkernels bench scaling --op scope_select --axis N --out scope.csv
@@ -107,7 +107,7 @@ def add_parser(commands: Any) -> None:
     add("--axis", action="append", choices=list(AXES), help="only this axis (repeatable)")
     add("--no-memory", action="store_true", help="time only")
     add("--seconds", type=float, metavar="S", help="at least so long per point (default: 0.4, or 0.1 with --quick)")
-    add("--longest", type=float, default=60.0, metavar="S",
+    add("--longest", type=float, default=120.0, metavar="S",
         help="drop points that would take longer by the pace of the point before (default: %(default)s)")  # fmt: skip
     add("--quick", action="store_true", help="three small points per axis: a smoke test, printed only")
     add(
@@ -138,10 +138,16 @@ def run(options: argparse.Namespace) -> int:
     for done, (op, axis) in enumerate(curves):
         left = f", about {pretty((time.perf_counter() - started) / done * (len(curves) - done))} left" if done else ""
         print(f"[{done + 1}/{len(curves)}{left}] {op} against {axis}", file=sys.stderr, flush=True)
-        found = []
+        found, last = [], None
         try:
-            for point in affordable(op, axis, axes[axis], options.longest):
+            for point in axes[axis]:
+                reason = too_much(axis, point, last, options.longest)
+                if reason:
+                    print(f"  dropped: {op} at {axis} {getattr(point, axis)} and above: {reason}", flush=True)
+                    break
+                begin = time.perf_counter()
                 timed = measure(_case(op, point), Clock(device), [mode], seconds=seconds, only=(floors.PRODUCT, floors.COPY))
+                last = point, max(0.0, time.perf_counter() - begin - seconds)
                 found += [{"quantity": "time", "axis": axis, "bytes": ""} | row for row in timed]
                 if memory is not None:
                     found += [{"quantity": "memory", "axis": axis} | row for row in memory.rows(op, point)]
@@ -158,23 +164,17 @@ def run(options: argparse.Namespace) -> int:
     return 1 if red else 0
 
 
-def affordable(op: str, axis: str, points: Sequence[Point], longest: float) -> Iterator[Point]:
-    """The points of a curve that fit into memory and time; the others are named, never left out in silence."""
-    took, before = 0.0, None
-    for point in points:
-        here = f"  dropped: {op} at {axis} {getattr(point, axis)} and above"
-        needed = 24 * point.B * point.N**2 + 16 * point.B * point.N * point.D  # six matrices in the reference, four inputs
-        if torch.get_default_device().type == "cpu" and needed > available():
-            print(f"{here}: its gate needs about {needed / 2**30:.0f} GiB, {available() / 2**30:.0f} GiB are free", flush=True)
-            return
-        if before is not None:
-            guess = took * (getattr(point, axis) / getattr(before, axis)) ** (2 if axis == "N" else 1)
-            if guess > longest:
-                print(f"{here}: about {pretty(guess)}, more than --longest {longest:g}", flush=True)
-                return
-        begin, before = time.perf_counter(), point
-        yield point
-        took = time.perf_counter() - begin
+def too_much(axis: str, point: Point, last: tuple[Point, float] | None, longest: float) -> str:
+    """Why a point is not measured: its gate does not fit into memory, or by the pace of the last point it takes too long."""
+    needed = 24 * point.B * point.N**2 + 16 * point.B * point.N * point.D  # six matrices in the reference, four inputs
+    if torch.get_default_device().type == "cpu" and needed > available():
+        return f"its gate needs about {needed / 2**30:.0f} GiB, {available() / 2**30:.0f} GiB are free"
+    if last is not None:
+        before, took = last
+        guess = took * (getattr(point, axis) / getattr(before, axis)) ** (2 if axis == "N" else 1)
+        if guess > longest:
+            return f"about {pretty(guess)}, more than --longest {longest:g}"
+    return ""
 
 
 def available() -> int:
@@ -284,7 +284,7 @@ class Curve:
 
     @property
     def exponent(self) -> float | None:
-        return exponent(self.ours, least=_SMALL if self.quantity == "memory" else 0)
+        return exponent(self.ours, least=MEBIBYTE if self.quantity == "memory" else 0)
 
     @property
     def floor_exponent(self) -> float | None:
@@ -342,7 +342,8 @@ def markdown(rows: Sequence[Mapping[str, str]]) -> str:
 def _cell(curve: Curve | None) -> str:
     if curve is None:
         return ""
-    ours = "under 1 MiB" if curve.exponent is None else _two(curve.exponent)
+    small = curve.quantity == "memory" and curve.exponent is None and len(curve.ours) > 1
+    ours = "under 1 MiB" if small else _two(curve.exponent)
     return f"{f'**{ours}**' if curve.faster else ours} ({_two(curve.floor_exponent)})"
 
 

@@ -1,6 +1,9 @@
 """Fixtures of every test: the backend under test, and uninitialised memory that shows."""
 
+import importlib
 import os
+import sys
+from pathlib import Path
 
 # Triton kernels run on CPU tensors in Triton's interpreter, which is chosen when Triton is first imported. Whatever needs
 # compiled kernels runs in a process of its own.
@@ -92,3 +95,12 @@ def backend(request, threads):
     threads(2 if request.param == "native" else 1)
     with emulated(*GPUS[request.param]) if request.param in GPUS else vt.backend(request.param):
         yield request.param
+
+
+@pytest.fixture
+def benchmarks(monkeypatch):
+    """Imports modules of benchmarks/ from the checkout, and forgets them at the end."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
+    yield lambda name: importlib.import_module(f"benchmarks.{name}")
+    for name in [name for name in sys.modules if name.split(".")[0] == "benchmarks"]:
+        del sys.modules[name]
