@@ -33,10 +33,11 @@ def modes(device: str, *, cold: bool = False) -> tuple[Mode, ...]:
 
 
 class Clock:
-    """Times calls on one device; the buffer that empties its caches is made at first use."""
+    """Times calls on one device; the buffer that empties its caches is made at first use. ``timer`` gives seconds."""
 
-    def __init__(self, device: str):
+    def __init__(self, device: str, timer: Callable[[], float] = time.perf_counter):
         self.device = torch.device(device)
+        self._timer = timer
         self._cuda = self.device.type == "cuda"
         self._spill: torch.Tensor | None = None
 
@@ -68,9 +69,9 @@ class Clock:
 
     def _wall(self, call: Call) -> float:
         self.finished()
-        begin = time.perf_counter()
+        begin = self._timer()
         call()
-        return 1e3 * (time.perf_counter() - begin)
+        return 1e3 * (self._timer() - begin)
 
     def _events(self, call: Call) -> float:
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

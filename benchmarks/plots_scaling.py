@@ -25,11 +25,13 @@ def draw(rows: Sequence[Mapping[str, str]], *, axis: str, quantity: str) -> Figu
     curves = [curve for curve in fitted(rows) if (curve.axis, curve.quantity) == (axis, quantity)]
     lines = 1 if len(curves) < 4 else 2
     columns = -(-len(curves) // lines)
-    width, height = 0.9 + 3.1 * columns, 1.35 + 2.9 * lines
+    width, height = max(12.9, 0.9 + 3.1 * columns), 1.35 + 2.9 * lines  # the note has to fit
     name, fixed = _SIZES[axis]
     what = "Time" if quantity == "time" else "Memory beyond inputs and outputs"
     place = f"{rows[0]['machine']}, {threads(rows[0]['threads'])}, {rows[0]['dtype']}"
     note = f"{fixed} where an op has it. {place}. Exponents: least squares over the upper half of the points."
+    if quantity == "memory":
+        note += " Grey: too little to measure."
     drawn = style.figure(width, height, f"{what} against {name}", note)
     panels = drawn.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
     drawn.subplots_adjust(left=0.72 / width, right=1 - 0.25 / width, bottom=0.55 / height, top=1 - 1.3 / height,
