@@ -27,7 +27,7 @@ def environment() -> dict[str, str]:
         "machine": machine(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "triton": _version("triton") if gpu else "",
+        "triton": version("triton") if gpu else "",
         "cuda": str(torch.version.cuda or torch.version.hip or "") if gpu else "",
         "driver": _driver() if gpu else "",
         "vtkernels": vtkernels.__version__,
@@ -76,7 +76,8 @@ def _git(root: Path, *arguments: str) -> str:
     return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True).stdout.strip()
 
 
-def _version(package: str) -> str:
+def version(package: str) -> str:
+    """What is installed of it; empty where it is not."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

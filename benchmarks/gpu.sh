@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # On a machine with an NVIDIA GPU and nvcc: builds, tests, checks memory, races and barriers, and measures. One command:
 #   benchmarks/gpu.sh
-# Results: benchmarks/results/<device>.csv, <device>_scaling.csv and <device>.txt (versions, plans, the end of every step). PYTHON names an
-# environment with the dependencies (default: the one that `make build` makes). A step that fails does not stop the later ones.
+# Results: benchmarks/results/<device>.csv, <device>_scaling.csv and <device>.txt (versions, plans, the end of every step).
+# PYTHON names an environment with the dependencies (default: the one that `make build` makes). A step that fails does not stop
+# the later ones.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
@@ -49,7 +50,8 @@ for tool in memcheck racecheck synccheck initcheck; do
     failed+=("$tool (compute-sanitizer is not installed)")
   fi
 done
-step "ops, float16" "$PYTHON" -m benchmarks ops --device cuda --dtype float16 --all-shapes --seconds 1 --out "benchmarks/results/$device.csv"
+step "ops, float16" "$PYTHON" -m benchmarks ops --device cuda --dtype float16 --all-shapes --seconds 1 \
+  --out "benchmarks/results/$device.csv"
 step "scaling" "$PYTHON" -m benchmarks scaling --device cuda --out "benchmarks/results/${device}_scaling.csv"
 
 if ((${#failed[@]})); then

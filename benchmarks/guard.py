@@ -24,7 +24,7 @@ from vtkernels.cli._errors import UsageError
 from . import floors, registry
 from .clock import Clock, Mode
 from .environment import environment
-from .harness import FLOOR, OURS, Case, Work, measure, percentiles
+from .harness import FLOOR, OURS, Case, RedGate, Work, measure, percentiles
 from .ops import cases
 
 FILE = Path(__file__).parent / "floors.json"
@@ -82,6 +82,9 @@ def run(options: argparse.Namespace) -> int:
     except Noisy as reason:
         print(f"guard: {'NOT WRITTEN' if options.write else 'SKIPPED'}: {reason}", flush=True)
         return 1 if options.write else 0
+    except RedGate as error:
+        print(f"guard: FAILED: {error}", flush=True)
+        return 1
     lines = [
         [op, name, f"{value:.2f}", f"{MARGIN * committed()['ratios'][op][name]:.2f}", "VIOLATED" if (op, name) in low else ""]
         for op, values in found.items()

@@ -17,7 +17,8 @@ from vtkernels import triton
 from vtkernels.cli._errors import UsageError, first_line
 
 from .clock import Clock, Mode, captured
-from .environment import PLACE, environment
+from .environment import PLACE, environment, version
+from .peers import PEERS
 
 __all__ = ["PLACE", "RESULTS", "Case", "RedGate", "Work", "environment", "load", "measure", "save"]
 
@@ -152,9 +153,11 @@ def percentiles(samples: list[float]) -> dict[str, Any]:
 
 
 def backend(case: Case, provider: str) -> str:
-    """What runs behind one of our own providers."""
+    """What runs behind one of our own providers, and the version of a peer."""
     if provider == OURS:
         return vtkernels.which(case.op.partition("(")[0], torch.get_default_device().type)
+    if provider in PEERS:
+        return version(provider)
     return provider if provider in ("triton", "reference") else ""
 
 

@@ -17,11 +17,9 @@ from .clock import Call
 
 def facility_location(similarity: Tensor, k: int) -> dict[str, Call]:
     """Providers that choose ``k`` of N by lazy greedy: [1, N, N] -> [1, k] in the order of choice."""
-    makers = {"apricot-select": ("apricot", _apricot), "submodlib-py": ("submodlib", _submodlib)}
     if similarity.device.type != "cpu" or len(similarity) != 1:
         return {}  # neither runs on a GPU or takes a batch
-    installed = {name: make for name, (module, make) in makers.items() if importlib.util.find_spec(module)}
-    return {name: make(similarity, k) for name, make in installed.items()}
+    return {name: make(similarity, k) for name, (module, make) in PEERS.items() if importlib.util.find_spec(module)}
 
 
 def _apricot(similarity: Tensor, k: int) -> Callable[[], Tensor]:
@@ -49,3 +47,6 @@ def _submodlib(similarity: Tensor, k: int) -> Callable[[], Tensor]:
         return torch.tensor([[index for index, _ in chosen]])
 
     return select
+
+
+PEERS = {"apricot-select": ("apricot", _apricot), "submodlib-py": ("submodlib", _submodlib)}  # by distribution

@@ -59,6 +59,16 @@ def test_a_slow_op_fails_and_is_named(run, benchmarks, guard, monkeypatch, tmp_p
     assert code == 1 and "guard: FAILED: topk_select: torch.topk / vtkernels is 0.0" in out and "the floor 0.30" in out
 
 
+def test_a_red_gate_fails(run, benchmarks, guard, monkeypatch, tmp_path):
+    def disagree(got, ours):
+        raise AssertionError("not the same")
+
+    monkeypatch.setattr(benchmarks("topk_select"), "_agree", disagree)
+    set_floors(guard, monkeypatch, tmp_path, topk_select={"torch.topk": 0.001})
+    code, out = run(*ARGUMENTS)
+    assert code == 1 and "guard: FAILED: topk_select" in out and "not the same" in out
+
+
 def test_a_violation_must_be_seen_twice(run, guard, monkeypatch, tmp_path):
     seen = iter([0.1, 0.9])
     monkeypatch.setattr(guard, "ratios", lambda case, seconds: {"torch.topk": next(seen)})
