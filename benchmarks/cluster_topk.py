@@ -54,7 +54,7 @@ def _lists(labels: torch.Tensor, relevance: torch.Tensor, k: int, pool: float = 
                 quota[j] += 1
         pairs = zip(chosen, quota, strict=False)
         rows.append([i for m, q in pairs for i in sorted(m, key=lambda i: (-scores[i], i))[:q]])
-    return torch.tensor(rows)
+    return torch.tensor(rows, device=labels.device)
 
 
 def _agree(got: Results, ours: Results) -> None:

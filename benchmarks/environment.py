@@ -18,12 +18,16 @@ import vtkernels
 PLACE = ("threads", "device", "machine", "python", "torch", "triton", "cuda", "driver", "vtkernels", "commit", "time")
 
 
-def environment() -> dict[str, str]:
-    """The columns of ``PLACE`` as they are now; ``triton``, ``cuda`` and ``driver`` are empty where nothing uses them."""
-    gpu = torch.get_default_device().type == "cuda"
+def environment(device: torch.device | None = None) -> dict[str, str]:
+    """The columns of ``PLACE`` as they are now; ``triton``, ``cuda`` and ``driver`` are empty where nothing uses them.
+
+    ``device`` is what runs: torch's default device if None.
+    """
+    device = device or torch.get_default_device()
+    gpu = device.type == "cuda"
     return {
         "threads": str(torch.get_num_threads()),
-        "device": torch.cuda.get_device_name() if gpu else f"{processor()}, {torch.backends.cpu.get_cpu_capability()}",
+        "device": torch.cuda.get_device_name(device) if gpu else f"{processor()}, {torch.backends.cpu.get_cpu_capability()}",
         "machine": machine(),
         "python": platform.python_version(),
         "torch": torch.__version__,

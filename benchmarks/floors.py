@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from . import inputs
 from .clock import Call
 
 PRODUCT, COPY = "torch.mm floor", "memory copy floor"
@@ -41,5 +42,5 @@ def maps(query: Tensor, key: Tensor) -> dict[str, Call]:
 
 def copy(moved: int) -> dict[str, Call]:
     """``copy_`` of half of ``moved`` bytes: as many are read and written together as the op must at least."""
-    source = torch.ones(max(1, moved // 2), dtype=torch.uint8)
+    source = torch.ones(max(1, moved // 2), dtype=torch.uint8, device=inputs.device)
     return {COPY: partial(torch.empty_like(source).copy_, source)}

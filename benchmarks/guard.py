@@ -141,7 +141,7 @@ def committed() -> dict[str, Any]:
 
 def write(found: dict[str, dict[str, float]]) -> None:
     """The ratios as they were measured; the margin is applied when they are read."""
-    place = {name: environment()[name] for name in ("device", "machine", "torch", "commit", "time")}
+    place = {name: environment(torch.device("cpu"))[name] for name in ("device", "machine", "torch", "commit", "time")}
     rounded = {op: {name: round(value, 3) for name, value in values.items()} for op, values in found.items()}
     facts = {**place, "capability": torch.backends.cpu.get_cpu_capability(), "ratios": rounded}
     FILE.write_text(json.dumps(facts, indent=2) + "\n")

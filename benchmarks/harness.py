@@ -16,6 +16,7 @@ import vtkernels
 from vtkernels import triton
 from vtkernels.cli._errors import UsageError, first_line
 
+from . import inputs
 from .clock import Clock, Mode, captured
 from .environment import PLACE, environment, version
 from .peers import PEERS
@@ -106,7 +107,7 @@ def measure(
         for watch, samples in watches if rounds % 2 == 0 else reversed(watches):
             samples.append(watch())
         rounds += 1
-    place = environment()
+    place = environment(inputs.device)
     rows = []
     for name, timed in providers.items():
         head = {"op": case.op, "shape": case.shape, "provider": name, "backend": backend(case, name), "dtype": case.dtype}
@@ -155,7 +156,7 @@ def percentiles(samples: list[float]) -> dict[str, Any]:
 def backend(case: Case, provider: str) -> str:
     """What runs behind one of our own providers, and the version of a peer."""
     if provider == OURS:
-        return vtkernels.which(case.op.partition("(")[0], torch.get_default_device().type)
+        return vtkernels.which(case.op.partition("(")[0], inputs.device.type)
     if provider in PEERS:
         return version(provider)
     return provider if provider in ("triton", "reference") else ""
@@ -166,7 +167,7 @@ def with_triton(case: Case) -> Case:
 
     Its result must be that of the op bit for bit wherever Triton is what the op runs.
     """
-    op, device = case.op.partition("(")[0], torch.get_default_device().type
+    op, device = case.op.partition("(")[0], inputs.device.type
     if op not in triton.KERNELS or device != "cuda" or not vtkernels.status("triton", device).available:
         return case  # in the interpreter there is nothing to time
 
@@ -197,7 +198,10 @@ def in_half(case: Case, dtype: str) -> Case:
             return work
         op, call = case.op.partition("(")[0], work.providers[OURS]
         want = results(partial(getattr(vtkernels.reference, op), *call.args, **call.keywords))
-        near(results(call), want)
+        try:
+            near(results(call), want)
+        except AssertionError as error:
+            raise RedGate(f"{case.op}, {case.shape}, {dtype}: reference and {OURS} differ: {first_line(error)}") from error
         return replace(work, agree=lambda got, ours: None)
 
     return replace(case, build=build, dtype=dtype)

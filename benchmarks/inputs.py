@@ -1,6 +1,7 @@
 """Inputs like those the ops meet: clustered features, a softmax for saliency, keys laid out as a CLIP layer has them.
 
-Drawn on the CPU, so that they have the same values everywhere, and moved to torch's default device.
+Drawn on the CPU, so that they have the same values everywhere, and moved to ``device``. Not to a default device of torch's:
+while one is set, torch passes every call through Python, and small calls would be charged for it.
 """
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ import torch
 from torch import Tensor
 
 dtype = torch.float32  # of features, queries and keys; `--dtype` sets it
+device = torch.device("cpu")  # of everything; `--device` sets it
 
 
 def features(b: int, n: int, d: int, seed: int = 0) -> Tensor:
     """[b, n, d] of ``dtype``: 20 clusters around a common direction."""
     random = torch.Generator().manual_seed(seed)
     centre = _normal(random, b, 20, d) + 0.8 * _normal(random, b, 1, d)
-    label = torch.randint(0, 20, (b, n), generator=random, device="cpu")
+    label = torch.randint(0, 20, (b, n), generator=random)
     noise = _normal(random, b, n, d)
     return _here(centre.gather(1, label.unsqueeze(-1).expand(b, n, d)) + 0.5 * noise).to(dtype)
 
@@ -34,8 +36,8 @@ def query_key(b: int, h: int, t: int, d: int, seed: int = 2) -> tuple[Tensor, Te
 
 
 def _normal(random: torch.Generator, *shape: int) -> Tensor:
-    return torch.randn(shape, generator=random, device="cpu")
+    return torch.randn(shape, generator=random)
 
 
 def _here(x: Tensor) -> Tensor:
-    return x.to(torch.get_default_device())
+    return x.to(device)

@@ -35,13 +35,13 @@ def work(b: int, n: int, d: int, k: int) -> Work:
 
 
 def _product(x: torch.Tensor, k: int, slots: torch.Tensor) -> torch.Tensor:
-    member = (slots.unsqueeze(1) == torch.arange(k).unsqueeze(1)).to(x.dtype)
+    member = (slots.unsqueeze(1) == torch.arange(k, device=x.device).unsqueeze(1)).to(x.dtype)
     return member @ x / member.sum(2, keepdim=True)
 
 
 def _index_add(x: torch.Tensor, k: int, slots: torch.Tensor) -> torch.Tensor:
     b, n, d = x.shape
-    flat = (slots + k * torch.arange(b).unsqueeze(1)).flatten()
+    flat = (slots + k * torch.arange(b, device=x.device).unsqueeze(1)).flatten()
     total = x.new_zeros(b * k, d).index_add(0, flat, x.reshape(b * n, d))
     return (total / flat.bincount(minlength=b * k).unsqueeze(1)).view(b, k, d)
 

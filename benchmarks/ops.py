@@ -76,11 +76,11 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def use_device(options: argparse.Namespace) -> str:
-    """Make the device of the options torch's default, fix the threads, and return its type."""
+    """Put the inputs on the device of the options, fix the threads, and return the device's type."""
     _arguments.check_counts(options, "threads")
     device = _arguments.torch_device(options.device)
     torch.set_num_threads(options.threads)
-    torch.set_default_device(device)
+    inputs.device = device
     if device.type == "cuda":
         torch.cuda.set_device(device)
     return device.type
@@ -96,7 +96,8 @@ def run(options: argparse.Namespace) -> int:
     shapes = registry.chosen(options.shape, everything=options.all_shapes, quick=options.quick)
     device = use_device(options)
     whole = not (options.op or options.shape or options.provider or options.quick)
-    out = options.out or (default_out(f"{device}.csv") if whole else None)
+    name = device if options.dtype == _DTYPES[0] else f"{device}_{options.dtype}"
+    out = options.out or (default_out(f"{name}.csv") if whole else None)
     if out is not None:
         check_folder(out)
     seconds = options.seconds or (0.2 if options.quick else 2.0)

@@ -19,10 +19,10 @@ def scope(features: Tensor, saliency: Tensor, k: int) -> Tensor:
 def greedy_coverage(similarity: Tensor, weight: Tensor, k: int) -> Tensor:
     """The greedy loop alone: every step evaluates the gain of every candidate."""
     b, n, _ = similarity.shape
-    rows = torch.arange(b)
+    rows = torch.arange(b, device=similarity.device)
     covered = similarity.new_zeros(b, n, 1)
-    chosen = torch.zeros(b, n, dtype=torch.bool)
-    picks = torch.empty(b, k, dtype=torch.int64)
+    chosen = torch.zeros(b, n, dtype=torch.bool, device=similarity.device)
+    picks = torch.empty(b, k, dtype=torch.int64, device=similarity.device)
     zero = similarity.new_zeros(())
     for step in range(k):
         candidates = similarity.masked_fill(chosen.unsqueeze(1), 0)
@@ -68,7 +68,7 @@ def row_topk(scores: Tensor, rows: int, width: int) -> Tensor:
     """FoPru's row strategy: the rows of greatest sum, all tokens of each."""
     b, n = scores.shape
     best = scores.view(b, n // width, width).sum(2).topk(rows).indices
-    return (best.unsqueeze(2) * width + torch.arange(width)).flatten(1).sort(dim=1).values
+    return (best.unsqueeze(2) * width + torch.arange(width, device=scores.device)).flatten(1).sort(dim=1).values
 
 
 def holov(features: Tensor, attention: Tensor, k: int, *, crops: int = 16, beta: float = 0.09) -> Tensor:
@@ -93,7 +93,7 @@ def _holov(x: Tensor, a: Tensor, k: int, crops: int, beta: float) -> Tensor:
             scores.append(mine.mean())
             continue
         units = run / (run.norm(dim=-1, keepdim=True) + 1e-6)
-        similarity = (units @ units.T) * (1 - torch.eye(size))
+        similarity = (units @ units.T) * (1 - torch.eye(size, device=x.device))
         mean = similarity.sum(1, keepdim=True) / (size - 1)
         variance = ((similarity - mean) ** 2).sum(1) / (size - 1)
         scaled = 1000 * mine
@@ -109,7 +109,7 @@ def _holov(x: Tensor, a: Tensor, k: int, crops: int, beta: float) -> Tensor:
     for c, (start, mine) in enumerate(runs):
         q = quota[c].item()
         if q >= len(mine):
-            kept.append(start + torch.arange(len(mine)))
+            kept.append(start + torch.arange(len(mine), device=x.device))
         elif q > 0:
             kept.append(start + mine.topk(q).indices)
     picks = torch.cat(kept)[:k]

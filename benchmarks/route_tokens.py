@@ -39,7 +39,7 @@ def _operators(x: torch.Tensor, indices: torch.Tensor, labels: torch.Tensor) -> 
     foreign = labels.unsqueeze(2) != labels.gather(1, indices).unsqueeze(1)
     best = similarity.masked_fill(foreign, -torch.inf).max(2)
     slots = best.indices.masked_fill(best.values.isinf(), -1)
-    return slots.scatter(1, indices, torch.arange(indices.shape[1]).expand_as(indices))
+    return slots.scatter(1, indices, torch.arange(indices.shape[1], device=x.device).expand_as(indices))
 
 
 def _agree(got: Results, ours: Results) -> None:

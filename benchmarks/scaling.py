@@ -27,6 +27,7 @@ from . import (
     crop_topk,
     floors,
     graph_propagate,
+    inputs,
     scope_select,
     token_clusters,
     topk_select,
@@ -167,7 +168,7 @@ def run(options: argparse.Namespace) -> int:
 def too_much(axis: str, point: Point, last: tuple[Point, float] | None, longest: float) -> str:
     """Why a point is not measured: its gate does not fit into memory, or by the pace of the last point it takes too long."""
     needed = 24 * point.B * point.N**2 + 16 * point.B * point.N * point.D  # six matrices in the reference, four inputs
-    if torch.get_default_device().type == "cpu" and needed > available():
+    if inputs.device.type == "cpu" and needed > available():
         return f"its gate needs about {needed / 2**30:.0f} GiB, {available() / 2**30:.0f} GiB are free"
     if last is not None:
         before, took = last
@@ -248,7 +249,7 @@ class Memory:
                 child.join()
                 raise RuntimeError(f"the process that measures the memory of {op} ended with {child.exitcode}") from None
             child.join()
-        case, place = _case(op, point), environment()
+        case, place = _case(op, point), environment(inputs.device)
         for provider, size in needed.items():
             head = {"op": op, "provider": provider, "dtype": "float32", "repeats": 1, "bytes": size}
             yield dict.fromkeys(COLUMNS, "") | head | case.sizes | place
@@ -264,7 +265,7 @@ def peak(op: str, point: Point) -> dict[str, int]:
     work = SUBJECTS[op].build(point)
     ours = work.providers[OURS]
     SUBJECTS[op].build(Point(N=144)).providers[OURS]()
-    meter = PeakMemory(torch.get_default_device())
+    meter = PeakMemory(inputs.device)
     meter.reset()
     made = results(ours)
     needed = {OURS: max(0, (meter.peak() or 0) - sum(x.nbytes for x in made))}

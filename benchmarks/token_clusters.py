@@ -38,7 +38,7 @@ def _propagate(x: Tensor) -> Tensor:
     """The smallest label among the neighbours until nothing changes: the plain way, with a host read per round."""
     unit = torch.nn.functional.normalize(x, dim=-1)
     edge = unit @ unit.transpose(1, 2) >= THRESHOLD
-    labels = torch.arange(x.shape[1]).expand(x.shape[:2])
+    labels = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])
     while True:
         smallest = torch.where(edge, labels.unsqueeze(1), x.shape[1]).amin(2)
         if torch.equal(smallest, labels):

@@ -89,7 +89,7 @@ def test_memory_is_what_a_call_needs_beyond_inputs_and_outputs(benchmarks, monke
 
 
 @pytest.mark.skipif(not MEASURABLE, reason="this system does not let a process set its memory mark back")
-def test_a_quick_run_to_a_file(benchmarks, tmp_path, capsys):
+def test_a_quick_run_to_a_file(benchmarks, threads, tmp_path, capsys):
     out = tmp_path / "scaling.csv"
     arguments = ["scaling", "--quick", "--op", "topk_select", "--axis", "N", "--threads", "1", "--seconds", "0.01"]
     assert benchmarks("__main__").main([*arguments, "--out", str(out)]) == 0
