@@ -5,6 +5,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml constraints.txt
+TORCH := $(shell grep ^torch== constraints.txt)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: demo test test-kernels test-original test-transformers test-cuda-torch lint gpu bench guard build clean
@@ -12,8 +13,11 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 demo: build
 	$(BIN)/python -m vtkernels demo
 
+# Two workers with two threads each on two cores: a thread that waits must not spin. Tables are as wide for every worker.
+PYTEST = COLUMNS=160 OMP_WAIT_POLICY=passive VTKERNELS_REQUIRE_NATIVE=1 $(BIN)/python -m pytest -n 2
+
 test: build
-	COLUMNS=160 VTKERNELS_REQUIRE_NATIVE=1 $(BIN)/python -m pytest -n 2
+	$(PYTEST)
 
 lint: build
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -43,7 +47,7 @@ build: .venv/.built
 
 # Triton's interpreter and the emulated GPUs on every test of an op, and the slow tests of the kernels.
 test-kernels: build
-	VTKERNELS_REQUIRE_NATIVE=1 VTKERNELS_TEST_KERNELS=1 $(BIN)/python -m pytest -n 2 -k "triton or sm_90 or sm_80 or cuda"
+	VTKERNELS_TEST_KERNELS=1 $(PYTEST) -k "triton or sm_90 or sm_80 or cuda"
 
 # The library with CUDA kernels (nvcc needed) under a torch with CUDA: loads without a GPU and passes the CPU tests.
 test-cuda-torch: build .venv-cuda/.installed
@@ -61,13 +65,13 @@ test-cuda-torch: build .venv-cuda/.installed
 gpu: build
 	PYTHON=$(BIN)/python benchmarks/gpu.sh
 
-# The oldest transformers that vt.prune supports; `make test` runs the newest.
+# The oldest transformers that vt.prune supports; `make test` runs the newest known, which constraints.txt names.
 test-transformers: build .venv-transformers/.installed
-	.venv-transformers/bin/python -m pytest -n 2 tests/test_prune_*.py tests/test_docs.py
+	OMP_WAIT_POLICY=passive .venv-transformers/bin/python -m pytest -n 2 tests/test_prune_*.py tests/test_docs.py
 
 .venv-transformers/.installed: constraints.txt
 	$(PYTHON) -m venv .venv-transformers
-	.venv-transformers/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch pytest pytest-xdist "transformers==4.57.6" peft accelerate pillow
+	.venv-transformers/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH) pytest pytest-xdist "transformers==4.57.6" peft accelerate pillow
 	touch $@
 
 # The original LLaVA code base without its pins, torch 2.0.1 among them.
@@ -76,7 +80,7 @@ test-original: build .venv-original/.installed
 
 .venv-original/.installed: constraints.txt
 	$(PYTHON) -m venv .venv-original
-	.venv-original/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch pytest "transformers==4.37.2" pillow
+	.venv-original/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH) pytest "transformers==4.37.2" pillow
 	.venv-original/bin/python -m pip install --quiet --disable-pip-version-check --no-deps "llava-torch==1.2.2.post1"
 	touch $@
 

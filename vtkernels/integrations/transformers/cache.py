@@ -33,6 +33,18 @@ class Cached:
     whole: int
 
 
+def argument(arguments: dict[str, Any]) -> Any:
+    """The cache that a call is given, or None. From transformers 5.24 on its name is ``cache``."""
+    held = arguments.get("cache")
+    return arguments.get("past_key_values") if held is None else held
+
+
+def returned(output: Any) -> Any:
+    """The cache in an output of a model or of ``generate``, or None."""
+    held = getattr(output, "cache", None)
+    return getattr(output, "past_key_values", None) if held is None else held
+
+
 def tokens(cache: Any) -> int:
     """Columns that a cache holds. Reads a static cache back to the host."""
     length = getattr(cache, "get_seq_length", None)

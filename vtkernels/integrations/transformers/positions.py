@@ -107,7 +107,7 @@ def of_prompt(
     Raises:
         ValueError: the positions given with the prompt start again inside a row.
     """
-    ids, columns, given = arguments[name], short.columns, arguments.get("past_key_values")
+    ids, columns, given = arguments[name], short.columns, cache.argument(arguments)
     past = cache.tokens(given)
     start = past if short.cached is None else 0
     mask, whole = arguments.get("attention_mask"), arguments.get("position_ids")
@@ -152,7 +152,7 @@ def attach(language_model: nn.Module, attachments: Attachments) -> None:
 
 
 def _before(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
-    held = kwargs.get("past_key_values")
+    held = cache.argument(kwargs)
     counting = getattr(held, cache.COUNTING, False)
     positions = None if counting else POSITIONS.get()
     embeds = kwargs["inputs_embeds"]
@@ -174,12 +174,12 @@ def _before(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tup
 
 
 def _after(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
-    held = kwargs.get("past_key_values")
+    held = cache.argument(kwargs)
     positions = None if getattr(held, cache.COUNTING, False) else POSITIONS.get()
     if positions is None or positions.language_model is not module:
         return
     if held is None:
-        held = getattr(output, "past_key_values", None)
+        held = cache.returned(output)
     counted = kwargs.get("cache_position")
     if held is not None and (cache.tokens(held) if counted is None else int(counted[-1]) + 1) >= positions.end:
         positions.mark(held, kwargs["inputs_embeds"].shape[0])

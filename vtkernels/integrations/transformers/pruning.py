@@ -149,7 +149,7 @@ class Pruning:
         if not any(counts):
             if _starts(arguments):
                 self.last = Record()
-                cache.forget(arguments.get("past_key_values"))
+                cache.forget(cache.argument(arguments))
             return original(*args, **kwargs)
         call = _CALL.get()
         if call is not None and call.pruning is self:
@@ -175,9 +175,9 @@ class Pruning:
         arguments = named_arguments(original, args, kwargs)
         name = "inputs" if arguments.get("inputs") is not None else "input_ids"
         ids, counts = arguments.get(name), self._counts(arguments)
-        continues = cache.tokens(arguments.get("past_key_values")) > 0
+        continues = cache.tokens(cache.argument(arguments)) > 0
         if not continues:
-            for used in (arguments.get("past_key_values"), getattr(self.model, "_cache", None)):
+            for used in (cache.argument(arguments), getattr(self.model, "_cache", None)):
                 cache.forget(used)  # generate uses a static one again
         if not any(counts):
             self.last = Record()
@@ -205,7 +205,7 @@ class Pruning:
             holding(_RECORD, Record()),
             holding(TEXT, text),
             holding(POSITIONS, placed),
-            cache.counting(arguments.get("past_key_values"), now=placed is None and "position_ids" not in arguments),
+            cache.counting(cache.argument(arguments), now=placed is None and "position_ids" not in arguments),
         ):
             result = original(**arguments)
         cache.forget(_filled(arguments, result), cache.COUNTING)
@@ -241,7 +241,7 @@ class Pruning:
             ValueError: the attention mask counts tokens in front of the prompt that were pruned.
         """
         ids, mask = arguments[name], arguments.get("attention_mask")
-        held = cache.recall(arguments.get("past_key_values"), len(ids))
+        held = cache.recall(cache.argument(arguments), len(ids))
         front, past = 0 if mask is None or mask.dim() != 2 else mask.shape[1] - ids.shape[1], held.columns.shape[1]
         if front == held.whole != past:
             raise ValueError(
@@ -337,7 +337,7 @@ class Pruning:
 
 def _starts(arguments: dict[str, Any]) -> bool:
     """Whether a forward begins a prompt. Not certain of one token, or while compiling: no cache is read for a decoding step."""
-    held = arguments.get("past_key_values")
+    held = cache.argument(arguments)
     if held is None or torch.compiler.is_compiling():
         return held is None
     ids = arguments.get("input_ids") if arguments.get("inputs_embeds") is None else arguments["inputs_embeds"]
@@ -346,9 +346,10 @@ def _starts(arguments: dict[str, Any]) -> bool:
 
 def _filled(arguments: dict[str, Any], result: Any) -> Any:
     """The cache that a call filled, or None where it is not to be seen."""
-    if arguments.get("past_key_values") is not None:
-        return arguments["past_key_values"]
-    parts = result if isinstance(result, tuple) else (getattr(result, "past_key_values", None),)
+    held = cache.argument(arguments)
+    if held is not None:
+        return held
+    parts = result if isinstance(result, tuple) else (cache.returned(result),)
     return next((part for part in parts if hasattr(part, "get_seq_length")), None)
 
 
