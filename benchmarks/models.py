@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from vtkernels.cli import _model, _picture
 from vtkernels.cli._errors import UsageError
+from vtkernels.cli._model import side_of
 
 _LLAVA_7B = _model.Geometry(
     vision_layers=24, text_width=4096, text_heads=32, text_ffn=11008, text_layers=32, vocabulary=32064, image_token=32000
@@ -28,9 +29,7 @@ SHAPES = {
     "llava-next-13b": replace(_LLAVA_7B, **_13B, kind="llava_next"),
 }
 # For a smoke run: 8 x 8 patches, layers of no weight.
-TINY = _model.Geometry(
-    image=112, vision_width=64, vision_heads=4, vision_layers=2, text_width=64, text_heads=4, text_layers=1, vocabulary=320
-)
+TINY = _model.Geometry(image=112, vision_width=64, vision_heads=4, vision_layers=3, text_width=64, text_heads=4, text_layers=2)
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,11 @@ def checkpoint_subject(path: str, *, dtype: torch.dtype, device: torch.device, t
     config = _model.checkpoint_config(path, trust_remote_code=trust_remote_code, kinds=tuple(_model.KINDS))
     size = 2 * config.vision_config.image_size
     if config.model_type == "llava_next" and [size, size] not in [list(pair) for pair in config.image_grid_pinpoints]:
-        raise UsageError(f"argument --model: {path!r} has no image_grid_pinpoints of {size} x {size}; this benchmark needs them")
+        raise UsageError(
+            f"argument --model: {path!r} has no image_grid_pinpoints of {size} x {size}; this benchmark needs them"
+        )
+    if "clip" in config.vision_config.model_type and config.vision_feature_select_strategy != "default":
+        raise UsageError(f"argument --model: {path!r} hands on the tower's class token; give a model that selects 'default'")
     model = _model.checkpoint_model(path, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     if model.generation_config.pad_token_id is None:
         model.generation_config.pad_token_id = 0  # nothing is padded; generate would say so on every run
@@ -84,7 +87,7 @@ def checkpoint_subject(path: str, *, dtype: torch.dtype, device: torch.device, t
 
 def published_keeps(config: Any) -> tuple[int, ...]:
     """The budgets of the papers: 192, 128, 64 of 576 tokens, 640, 320, 160 of 2880; the same shares of other grids."""
-    patches = crops(config) * _model.side_of(config) ** 2
+    patches = crops(config) * side_of(config) ** 2
     shares = ((2, 9), (1, 9), (1, 18)) if config.model_type == "llava_next" else ((1, 3), (2, 9), (1, 9))
     return tuple(max(1, patches * part // whole) for part, whole in shares)
 
@@ -95,18 +98,16 @@ def crops(config: Any) -> int:
 
 
 def visual_tokens(config: Any) -> int:
-    """Tokens of a picture in the unpruned prompt, newlines and a class token that is passed on included."""
-    side = _model.side_of(config)
-    class_token = config.vision_feature_select_strategy == "full" and "siglip" not in config.vision_config.model_type
-    newlines = 2 * side if config.model_type == "llava_next" else 0
-    return crops(config) * side**2 + newlines + class_token
+    """Tokens of a picture in the unpruned prompt, newlines included."""
+    side = side_of(config)
+    return crops(config) * side**2 + (2 * side if config.model_type == "llava_next" else 0)
 
 
 def inputs(model: Any, concurrency: int, text_tokens: int, seed: int) -> dict[str, Tensor]:
     """One batch of as many requests, each with a picture and a prompt of its own.
 
-    Pictures are cuts of the photograph that comes with the package. Prompts are ``text_tokens`` words drawn from the vocabulary:
-    without meaning, but no figure here depends on one. All are of one length, so that nothing is padded.
+    Pictures are cuts of the photograph that comes with the package. Prompts are ``text_tokens`` words drawn from the
+    vocabulary, without meaning: no figure here depends on one. All are of one length, so that nothing is padded.
     """
     config, parameter = model.config, next(model.parameters())
     text, image = config.get_text_config(), config.image_token_id
@@ -142,7 +143,7 @@ def _pixels(photograph: Any, request: int, requests: int, side: int, tiled: bool
 
 def side_within(config: Any, keep: int) -> int:
     """Patches along a side of the largest picture (on LLaVA-NeXT: of every crop) that has no more than ``keep`` patches."""
-    side = _model.side_of(config)
+    side = side_of(config)
     while crops(config) * side**2 > keep and side > 1:
         side -= 1
     return side
