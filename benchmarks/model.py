@@ -153,9 +153,7 @@ def _cells(options: argparse.Namespace) -> list[Cell]:
     keeps = _numbers("keep", options.keep)
     if options.model is not None:
         if options.shape or options.quick or options.vision_layers or options.text_layers:
-            raise UsageError(
-                "argument --model: a checkpoint has layers of its own; leave out --shape, --quick, --vision-layers, --text-layers"
-            )
+            raise UsageError("argument --model: a checkpoint has layers of its own; leave out --shape, --quick and depths")
         shapes = (None,)
     on_cpu = options.device == "cpu" and not options.quick
     counts = _numbers("concurrency", options.concurrency) or ((2,) if options.quick else (1,) if on_cpu else (1, 8, 32))
