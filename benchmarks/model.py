@@ -8,7 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,7 +68,8 @@ def add_parser(commands: Any) -> None:
     add("--new-tokens", type=int, metavar="N", help="tokens to generate (default: 32; on a CPU 4)")
     add("--vision-layers", type=int, metavar="N", help="depth of the tower (default: all 24; on a CPU 2)")
     add("--text-layers", type=int, metavar="N", help="depth of the language model (default: all 32 or 40; on a CPU 1)")
-    add("--repeats", type=int, default=3, metavar="N", help="timed runs per case (default: %(default)s)")
+    add("--repeats", type=int, metavar="N",
+        help="timed runs per case (default: 3; on a CPU 2 where a run is long: LLaVA-NeXT, batches)")  # fmt: skip
     add("--dtype", choices=_DTYPES,
         help="of the model (default: float16; on a CPU the faster of float32 and bfloat16)")  # fmt: skip
     add("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
@@ -181,7 +182,6 @@ def _measure_all(options: argparse.Namespace, names: list[str], cells: list[Cell
 
     dtype = getattr(torch, options.dtype) if options.dtype else models.faster_dtype() if device.type == "cpu" else torch.float16
     new = options.new_tokens or (4 if device.type == "cpu" else 32)
-    repeats = 1 if options.quick else options.repeats
     with torch.device(device):
         place = environment()
     rows: list[dict[str, Any]] = []
@@ -189,6 +189,8 @@ def _measure_all(options: argparse.Namespace, names: list[str], cells: list[Cell
         with _console.busy(f"building {shape or options.model}, {str(dtype).removeprefix('torch.')}"):
             subject = _subject(options, shape, dtype, device)
         for cell in (cell for cell in cells if cell.shape == shape):
+            long = device.type == "cpu" and (cell.concurrency > 1 or subject.model.config.model_type == "llava_next")
+            repeats = options.repeats or (1 if options.quick else 2 if long else 3)
             cases = _cases(subject, cell, selectors.methods(names, options.seed), options)
             memory = PeakMemory(device)
             about = {
@@ -209,8 +211,6 @@ def _measure_all(options: argparse.Namespace, names: list[str], cells: list[Cell
 
 
 def _subject(options: argparse.Namespace, shape: str | None, dtype: torch.dtype, device: torch.device) -> Subject:
-    from dataclasses import replace
-
     from . import models
 
     if shape is None:
@@ -243,17 +243,14 @@ def _cases(subject: Subject, cell: Cell, methods: dict[str, Any], options: argpa
     keeps = keeps[-1:] if cell.smallest else keeps
     patch, before = config.vision_config.patch_size, models.visual_tokens(config)
 
-    def case(method: str, keep: int | None, model: Any, **more: Any) -> Case:
-        batch = models.inputs(model, cell.concurrency, options.text_tokens, options.seed)
+    def stock(method: str, keep: int | None, model: Any) -> Case:
         side = models.side_of(model.config) * patch
         image = f"{side} px" if models.crops(config) == 1 else f"5 x {side} px"
-        return Case(method, keep, model, batch, image, before, models.visual_tokens(model.config), **more)
+        batch = models.inputs(model, cell.concurrency, options.text_tokens, options.seed)
+        return Case(method, keep, model, batch, image, before, models.visual_tokens(model.config))
 
-    cases = [case("unpruned", None, model)]
-    batch = cases[0].batch
-    with _console.busy(f"checking what {subject.name} chooses, concurrency {cell.concurrency}"):
-        model_gate.check_by_hand(model, batch, keeps[-1])
-        model_gate.check(model, batch, methods, keeps)
+    base = stock("unpruned", None, model)
+    cases = [base]
     for keep in keeps:
         for name, method in methods.items():
             try:
@@ -263,8 +260,11 @@ def _cases(subject: Subject, cell: Cell, methods: dict[str, Any], options: argpa
                     f"argument --method: {name} does not fit {subject.name} ({first_line(error)}); choose another method"
                 ) from None
             pruning.remove()
-            cases.append(Case(name, keep, model, batch, cases[0].image, before, before, pruning))
-        cases.append(case("smaller image", keep, models.shrunk(model, models.side_within(config, keep))))
+            cases.append(replace(base, method=name, keep=keep, pruning=pruning, samples=[]))
+        cases.append(stock("smaller image", keep, models.shrunk(model, models.side_within(config, keep))))
+    with _console.busy(f"checking what {subject.name} chooses, concurrency {cell.concurrency}"):
+        model_gate.check_by_hand(model, base.batch, keeps[-1])
+        model_gate.check(model, base.batch, methods, keeps)
     return cases
 
 

@@ -103,8 +103,9 @@ def markdown(rows: Sequence[dict[str, Any]], *, brief: bool = False) -> str:
         parts += [f"**{title(cases)}**", ""]
         parts += [_line(headers), _line(["---"] * len(headers)), *map(_line, lines), "", *sentences(cases), ""]
     row = rows[0]
+    repeats = " or ".join(sorted({str(row["repeats"]) for row in rows}))
     parts.append(
-        f"Milliseconds are medians of {row['repeats']} interleaved runs; {row['threads']} threads, {row['device']}, "
+        f"Milliseconds are medians of {repeats} interleaved runs; {row['threads']} threads, {row['device']}, "
         f"torch {row['torch']}, {row['time'][:10]}."
     )
     return "\n".join(parts)
