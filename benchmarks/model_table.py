@@ -94,10 +94,11 @@ def markdown(rows: Sequence[dict[str, Any]], *, brief: bool = False) -> str:
         if brief and model in seen:
             continue
         seen.add(model)
+        if brief:
+            least = min(case.kept for case in cases if case.kept is not None)
+            cases = [case for case in cases if case.kept in (None, least)]
         headers, lines = cells(cases)
         if brief:
-            least = str(min(case.kept for case in cases if case.kept is not None))
-            lines = [line for line in lines if line[0] in ("all", least)]
             places = [headers.index(name) for name in _BRIEF] + list(range(len(_HEADERS), len(headers)))
             headers, lines = [headers[i] for i in places], [[line[i] for i in places] for line in lines]
         parts += [f"**{title(cases)}**", ""]

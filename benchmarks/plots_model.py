@@ -51,22 +51,27 @@ def draw(rows: list[dict[str, str]]) -> Figure:
 
 def _panel(axes: Any, model: str, cases: Sequence[Measured], most: int) -> None:
     base = cases[0]
-    whole = base.full("first_token")
+    longest = max(case.full("first_token") for case in cases)
+    unit, scale = ("s", 1e-3) if longest >= 5000 else ("ms", 1.0)
     line, before, places = 0.0, base.kept, []
     for case in cases:
         if case.kept != before:
             line, before = line + 1, case.kept
-            axes.text(0, line, f"{case.kept} patch tokens kept", fontsize=9, color=_MUTED, va="center")
+            axes.annotate(f"{case.kept} patch tokens kept", (0, line), (4, 0), textcoords="offset points", fontsize=9,
+                          color=_MUTED, va="center")  # fmt: skip
             line += 1
         places.append(line)
-        _bar(axes, line, case, whole)
+        speed = "" if case is base else f"  {base.full('first_token') / case.full('first_token'):.2f}x"
+        end = _bar(axes, line, case, scale)
+        axes.annotate(f"{number(end)} {unit}{speed}", (end, line), (4, 0), textcoords="offset points", fontsize=8.5,
+                      color=_INK, va="center")  # fmt: skip
         line += 1
     axes.set_yticks(places, [case["method"] for case in cases])
     axes.set_ylim(most - 0.4, -0.6)
-    axes.set_xlim(0, 1.22 * max(case.full("first_token") for case in cases))
+    axes.set_xlim(0, 1.22 * scale * longest)
     requests = "" if base["concurrency"] == "1" else f", {base['concurrency']} requests"
     axes.set_title(f"{model}{requests}", loc="left", fontsize=11.5, color=_INK, pad=6, fontweight="bold")
-    axes.set_xlabel("milliseconds", fontsize=9.5, color=_MUTED)
+    axes.set_xlabel("seconds" if unit == "s" else "milliseconds", fontsize=9.5, color=_MUTED)
     axes.set_facecolor(_PAPER)
     axes.grid(axis="x", color=_GRID, linewidth=0.8)
     axes.set_axisbelow(True)
@@ -77,17 +82,15 @@ def _panel(axes: Any, model: str, cases: Sequence[Measured], most: int) -> None:
         spine.set_color(_MUTED)
 
 
-def _bar(axes: Any, line: float, case: Measured, whole: float) -> None:
-    left = 0.0
+def _bar(axes: Any, line: float, case: Measured, scale: float) -> float:
+    """Draw the stages; return where they end."""
     parts = {stage: case.full(stage) for stage in ("vision", "selection", "projector", "prefill")}
     parts["other"] = max(0.0, case.full("first_token") - sum(parts.values()))  # of the medians, which need not add up
+    left = 0.0
     for stage, value in parts.items():
-        axes.barh(line, value, left=left, height=0.74, color=_COLOURS[stage], linewidth=0)
-        left += value
-    note = f"{number(case.full('first_token'))} ms"
-    if case.kept is not None:
-        note += f"  {whole / case.full('first_token'):.2f}x"
-    axes.annotate(note, (left, line), (4, 0), textcoords="offset points", fontsize=8.5, color=_INK, va="center")
+        axes.barh(line, scale * value, left=left, height=0.74, color=_COLOURS[stage], linewidth=0)
+        left += scale * value
+    return left
 
 
 def _caption(panels: Sequence[Sequence[Measured]]) -> str:

@@ -286,7 +286,10 @@ def test_full_depth_is_extrapolated_from_the_layers_alone(made_up):
     assert "| 0.49% | +303 |" in lines["Scope"]  # 2 of 410; 410 - 105 - 2
     assert "| -95 |" in lines["Scope (published loop)"]
     assert "Choosing costs more than the prefill it saves: Scope (published loop) at 64." in text
-    assert "decode" not in importlib.import_module("benchmarks.model").markdown(made_up, brief=True)
+    brief = importlib.import_module("benchmarks.model").markdown(
+        [*made_up, *rows_of("PAR", "128", 500.0, 20.0, 15.0)], brief=True
+    )
+    assert "decode" not in brief and "PAR" not in brief and "loop) at 64." in brief
     assert theirs.kept == 64 and base.kept is None
 
 
