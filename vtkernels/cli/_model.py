@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,8 +17,9 @@ from torch import Tensor
 from vtkernels.cli import _picture
 from vtkernels.cli._errors import UsageError, first_line
 
-_MEAN, _STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]  # CLIP's
+MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]  # CLIP's
 _BOS, _IMAGE, _VOCABULARY = 256, 257, 320  # a prompt is its UTF-8 bytes
+KINDS = {"llava": transformers.LlavaForConditionalGeneration, "llava_next": transformers.LlavaNextForConditionalGeneration}
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,39 @@ class Geometry:
     text_width: int = 1024
     text_heads: int = 16
     text_layers: int = 6
+    text_ffn: int | None = None  # 11/4 of the width, as Llama-7B has it but for a rounding
+    vocabulary: int = _VOCABULARY
+    image_token: int = _IMAGE
+    kind: str = "llava"  # or "llava_next": a base crop and 2 x 2 tiles
+
+    def config(self) -> Any:
+        """The config of a model of these sizes."""
+        return KINDS[self.kind].config_class(
+            vision_config=transformers.CLIPVisionConfig(
+                hidden_size=self.vision_width,
+                intermediate_size=4 * self.vision_width,
+                num_hidden_layers=self.vision_layers,
+                num_attention_heads=self.vision_heads,
+                image_size=self.image,
+                patch_size=self.patch,
+            ),
+            text_config=transformers.LlamaConfig(
+                hidden_size=self.text_width,
+                intermediate_size=self.text_ffn or 11 * self.text_width // 4,
+                num_hidden_layers=self.text_layers,
+                num_attention_heads=self.text_heads,
+                num_key_value_heads=self.text_heads,
+                vocab_size=self.vocabulary,
+                max_position_embeddings=4096,
+                bos_token_id=_BOS,
+                eos_token_id=None,  # decoding runs to its full length, so every method decodes as many tokens
+                pad_token_id=0,
+            ),
+            image_token_index=self.image_token,
+            vision_feature_layer=-2,
+            vision_feature_select_strategy="default",
+            **({"image_grid_pinpoints": [[2 * self.image, 2 * self.image]]} if self.kind == "llava_next" else {}),
+        )
 
 
 @dataclass(frozen=True)
@@ -65,34 +99,9 @@ def random_model(
     geometry: Geometry, image: Image.Image, prompt: str, *, seed: int, dtype: torch.dtype, device: torch.device
 ) -> Subject:
     """A seeded LLaVA without a checkpoint, a tokenizer or a network."""
-    config = transformers.LlavaConfig(
-        vision_config=transformers.CLIPVisionConfig(
-            hidden_size=geometry.vision_width,
-            intermediate_size=4 * geometry.vision_width,
-            num_hidden_layers=geometry.vision_layers,
-            num_attention_heads=geometry.vision_heads,
-            image_size=geometry.image,
-            patch_size=geometry.patch,
-        ),
-        text_config=transformers.LlamaConfig(
-            hidden_size=geometry.text_width,
-            intermediate_size=11 * geometry.text_width // 4,
-            num_hidden_layers=geometry.text_layers,
-            num_attention_heads=geometry.text_heads,
-            num_key_value_heads=geometry.text_heads,
-            vocab_size=_VOCABULARY,
-            max_position_embeddings=4096,
-            bos_token_id=_BOS,
-            eos_token_id=None,  # decoding runs to its full length, so every method decodes as many tokens
-            pad_token_id=0,
-        ),
-        image_token_index=_IMAGE,
-        vision_feature_layer=-2,
-        vision_feature_select_strategy="default",
-    )
     with torch.random.fork_rng(devices=[]):  # weights are drawn on the CPU
         torch.manual_seed(seed)
-        model: Any = transformers.LlavaForConditionalGeneration(config)
+        model: Any = KINDS[geometry.kind](geometry.config())
     model = model.to(device=device, dtype=dtype).eval()
     model.generation_config.pad_token_id = 0
 
@@ -103,7 +112,7 @@ def random_model(
     inputs = {
         "input_ids": input_ids,
         "attention_mask": torch.ones_like(input_ids),
-        "pixel_values": _picture.normalise(picture, _MEAN, _STD).to(device=device, dtype=dtype),
+        "pixel_values": _picture.normalise(picture, MEAN, STD).to(device=device, dtype=dtype),
     }
     name = (
         f"LLaVA with random weights (seed {seed}): CLIP-L/14-336 sizes cut to {geometry.vision_layers} layers"
@@ -113,14 +122,15 @@ def random_model(
     return Subject(f"{name}, {geometry.text_layers}-layer language model", model, inputs, picture, side, None)
 
 
-def checkpoint_config(path: str, *, trust_remote_code: bool) -> Any:
+def checkpoint_config(path: str, *, trust_remote_code: bool, kinds: Sequence[str] = ("llava",)) -> Any:
     """A checkpoint's config, read before anything large is; a model of another kind is an error."""
     if not os.path.exists(path) and (path.startswith((".", "/", "~")) or path.count("/") > 1):
         raise UsageError(f"argument --model: the folder {path!r} does not exist; give one, or the name of a model on the hub")
     with _explained(path, trust_remote_code):
         config = transformers.AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-    if config.model_type != "llava":
-        raise UsageError(f"argument --model: {path!r} is a {config.model_type!r} model; give one of type 'llava'")
+    if config.model_type not in kinds:
+        names = " or ".join(repr(kind) for kind in kinds)
+        raise UsageError(f"argument --model: {path!r} is a {config.model_type!r} model; give one of type {names}")
     return config
 
 
@@ -130,10 +140,7 @@ def checkpoint(
     """A LLaVA from a folder or the hub, with its own processor."""
     with _explained(path, trust_remote_code):
         processor = transformers.AutoProcessor.from_pretrained(path, trust_remote_code=trust_remote_code)
-        model: Any = transformers.AutoModelForImageTextToText.from_pretrained(
-            path, dtype=dtype, trust_remote_code=trust_remote_code
-        )
-    model = model.to(device).eval()
+    model = checkpoint_model(path, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     if model.generation_config.pad_token_id is None:
         model.generation_config.pad_token_id = processor.tokenizer.eos_token_id
 
@@ -148,6 +155,15 @@ def checkpoint(
         return processor.tokenizer.decode(sequence[prompt_length:], skip_special_tokens=True).strip()
 
     return Subject(path, model, dict(inputs), picture, side_of(model.config), decode)
+
+
+def checkpoint_model(path: str, *, dtype: torch.dtype, device: torch.device, trust_remote_code: bool) -> Any:
+    """The model of a checkpoint, without its processor."""
+    with _explained(path, trust_remote_code):
+        model: Any = transformers.AutoModelForImageTextToText.from_pretrained(
+            path, dtype=dtype, trust_remote_code=trust_remote_code
+        )
+    return model.to(device).eval()
 
 
 def side_of(config: Any) -> int:

@@ -1,0 +1,304 @@
+"""The model-level benchmark, end to end on tiny models: rows, gate, checkpoints, errors, table and figure."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import vtkernels as vt
+from vtkernels.cli._errors import UsageError
+
+pytest.importorskip("transformers")
+pytest.importorskip("numpy")
+pytest.importorskip("PIL")
+pytest.importorskip("matplotlib")
+
+ROOT = Path(__file__).parent.parent
+PARTS = ("vision", "selection", "projector", "prefill", "decode", "other")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def from_the_checkout():
+    sys.path.insert(0, str(ROOT))
+    yield
+    sys.path.remove(str(ROOT))
+    for name in [name for name in sys.modules if name.split(".")[0] == "benchmarks"]:
+        del sys.modules[name]
+
+
+@pytest.fixture(autouse=True)
+def one_thread(threads):
+    """On a busy machine several wait more than they work."""
+    threads(1)
+
+
+def bench(*arguments: str) -> int:
+    """``bench model``."""
+    module = importlib.import_module("benchmarks.model")
+    parser = argparse.ArgumentParser()
+    module.add_parser(parser.add_subparsers(dest="command"))
+    return module.run(parser.parse_args(["model", "--threads", "1", *arguments]))
+
+
+def load(path) -> list[dict[str, str]]:
+    return importlib.import_module("benchmarks.harness").load(path)
+
+
+def tiny(kind="llava"):
+    """A model of the smoke run, float32."""
+    models = importlib.import_module("benchmarks.models")
+    geometry = models.replace(models.TINY, kind=kind)
+    return models.random_subject(kind, geometry, (2, 1), seed=0, dtype=torch.float32, device=torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory, from_the_checkout):
+    """Rows of a smoke run of both kinds, in float32, so that what is chosen is the same on every processor."""
+    path = tmp_path_factory.mktemp("bench") / "rows.csv"
+    assert bench("--quick", "--dtype", "float32", "--new-tokens", "3", "--out", str(path)) == 0
+    return load(path)
+
+
+def by_case(rows):
+    table = importlib.import_module("benchmarks.model_table")
+    return table.groups(rows)
+
+
+class TestRows:
+    def test_every_case_is_there(self, measured):
+        loops = ("Scope", "FoPru", "GPrune", "HoloV")
+        methods = {"unpruned", "smaller image", "PAR", "TopAttention", "Random", "Uniform", *loops}
+        methods |= {f"{name} (published loop)" for name in loops}
+        groups = by_case(measured)
+        assert list(groups) == [("llava-1.5-7b (tiny)", 2), ("llava-next-7b (tiny)", 2)]
+        for cases in groups.values():
+            assert {case["method"] for case in cases} == methods and len(cases) == len(methods)
+
+    def test_stages_are_positive_and_add_up(self, measured):
+        for cases in by_case(measured).values():
+            for case in cases:
+                times = {stage: case.ms(stage) for stage in case.stages}
+                assert all(time > 0 for time in times.values()), times
+                assert sum(times[stage] for stage in PARTS) == pytest.approx(times["total"], abs=1e-3)
+                assert times["first_token"] + times["decode"] <= times["total"] + 1e-3
+                assert times["vision_layers"] < times["vision"] and times["prefill_layers"] < times["prefill"]
+
+    def test_tokens(self, measured):
+        expected = {"llava-1.5-7b (tiny)": (64, 7, 7, 4), "llava-next-7b (tiny)": (336, 17, 33, 7)}
+        for (model, _), cases in by_case(measured).items():
+            before, dropped, newlines, smaller = expected[model]
+            after = {case["method"]: int(case["tokens_after"]) for case in cases}
+            assert {int(case["tokens_before"]) for case in cases} == {before} and after["unpruned"] == before
+            assert after["Scope"] == after["Scope (published loop)"] == after["HoloV (published loop)"] == dropped
+            assert after["GPrune"] == after["PAR"] == after["Random"] == newlines
+            assert after["smaller image"] == smaller
+
+    def test_rows_are_tidy(self, measured):
+        keys = [tuple(row[name] for name in ("model", "method", "keep", "concurrency", "stage")) for row in measured]
+        assert len(set(keys)) == len(keys)
+        for row in measured:
+            assert (row["vision_depth"], row["vision_full"], row["text_depth"], row["text_full"]) == ("2", "3", "1", "2")
+            assert (row["text_tokens"], row["new_tokens"], row["repeats"], row["dtype"]) == ("48", "3", "1", "float32")
+            assert row["device"] and row["torch"] and row["time"]
+            assert row["peak_bytes"] == "" or int(row["peak_bytes"]) >= 0
+            assert (row["keep"] == "") == (row["method"] == "unpruned")
+
+
+def test_percentiles_are_between_the_values():
+    percentiles = importlib.import_module("benchmarks.model").percentiles
+    assert percentiles([3.0]) == (3.0, 3.0, 3.0)
+    assert percentiles([3.0, 1.0, 2.0]) == pytest.approx((1.4, 2.0, 2.6))
+
+
+class TestGate:
+    @pytest.mark.parametrize("kind", ["llava", "llava_next"])
+    def test_red_where_a_choice_differs(self, monkeypatch, kind):
+        models, gate, selectors = (importlib.import_module(f"benchmarks.{n}") for n in ("models", "model_gate", "selectors"))
+        subject = tiny(kind)
+        batch = models.inputs(subject.model, 1, 8, 0)
+        methods, keeps = selectors.methods(["Scope", "Random"], 0), list(subject.keeps[-1:])
+        gate.check(subject.model, batch, methods, keeps)
+
+        topk = vt.ops.topk_select
+
+        def first(scores, k):  # wrong wherever it is not the reference that runs
+            return topk(scores, k) if vt.which("topk_select") == "reference" else torch.arange(k).expand(len(scores), -1)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(vt.ops, "topk_select", first)
+            with pytest.raises(AssertionError, match=r"^Random, \d+ of \d+ tokens: .*red gate"):
+                gate.check(subject.model, batch, methods, keeps)
+        monkeypatch.setattr(selectors.published, "scope", lambda x, a, k: torch.arange(k).expand(len(x), -1))
+        with pytest.raises(AssertionError, match=r"^Scope \(published loop\), \d+ of \d+ tokens: .*red gate"):
+            gate.check(subject.model, batch, methods, keeps)
+
+    @pytest.mark.parametrize("kind", ["llava", "llava_next"])
+    def test_red_where_the_prompt_is_not_what_was_kept(self, monkeypatch, kind):
+        models, gate = (importlib.import_module(f"benchmarks.{name}") for name in ("models", "model_gate"))
+        subject = tiny(kind)
+        batch = models.inputs(subject.model, 2, 8, 0)
+        gate.check_by_hand(subject.model, batch, 6)
+        places = gate._places
+        monkeypatch.setattr(gate, "_places", lambda config: places(config).flip(0))
+        with pytest.raises(AssertionError, match="red gate"):
+            gate.check_by_hand(subject.model, batch, 6)
+
+    def test_nothing_is_timed_on_a_red_gate(self, monkeypatch):
+        gate, model = (importlib.import_module(f"benchmarks.{name}") for name in ("model_gate", "model"))
+
+        def red(*_):
+            raise AssertionError("red")
+
+        monkeypatch.setattr(gate, "check", red)
+        monkeypatch.setattr(model, "generate", lambda *_: pytest.fail("timed on a red gate"))
+        with pytest.raises(AssertionError, match="red"):
+            bench("--quick", "--shape", "llava-1.5-7b", "--method", "uniform")
+
+
+class TestSmallerImage:
+    @pytest.mark.parametrize("kind", ["llava", "llava_next"])
+    def test_of_full_size_is_the_model_itself_and_shares_its_weights(self, kind):
+        models = importlib.import_module("benchmarks.models")
+        model = tiny(kind).model
+        same = models.shrunk(model, models.side_of(model.config))
+        batch = models.inputs(model, 2, 8, 0)
+        with torch.no_grad():
+            torch.testing.assert_close(same(**batch).logits, model(**batch).logits)
+        own = [name for name, p in same.named_parameters() if p.data_ptr() != dict(model.named_parameters())[name].data_ptr()]
+        assert len(own) == 1 and own[0].endswith("position_embedding.weight")
+
+    def test_positions_are_those_of_transformers(self):
+        models = importlib.import_module("benchmarks.models")
+        model = tiny().model
+        small = models.shrunk(model, 5)
+        pixels = models.inputs(small, 1, 8, 0)["pixel_values"]
+        with torch.no_grad():
+            got = small.model.vision_tower(pixels).last_hidden_state
+            want = model.model.vision_tower(pixels, interpolate_pos_encoding=True).last_hidden_state
+        torch.testing.assert_close(got, want)
+
+    def test_the_largest_within_a_budget(self):
+        models = importlib.import_module("benchmarks.models")
+        config = models.SHAPES["llava-1.5-7b"].config()
+        assert [models.side_within(config, keep) for keep in models.published_keeps(config)] == [13, 11, 8]
+        config = models.SHAPES["llava-next-7b"].config()
+        assert models.published_keeps(config) == (640, 320, 160)
+        assert [models.side_within(config, keep) for keep in (640, 320, 160)] == [11, 8, 5]
+
+
+class TestCheckpoint:
+    @pytest.mark.parametrize("kind", ["llava", "llava_next"])
+    def test_runs_whole(self, tmp_path, kind):
+        tiny(kind).model.save_pretrained(tmp_path / "model")
+        out = tmp_path / "rows.csv"
+        arguments = ("--method", "top-attention", "--keep", "6", "--concurrency", "1", "--repeats", "2", "--dtype", "float32")
+        assert bench("--model", str(tmp_path / "model"), *arguments, "--out", str(out)) == 0
+        rows = load(out)
+        assert {row["method"] for row in rows} == {"unpruned", "TopAttention", "smaller image"}
+        assert {row["model"] for row in rows} == {str(tmp_path / "model")}
+        assert {(row["vision_depth"], row["vision_full"], row["text_depth"], row["text_full"]) for row in rows} == {
+            ("2", "2", "1", "1")
+        }
+        assert {row["repeats"] for row in rows} == {"2"} and not any(row["stage"].endswith("_layers") for row in rows)
+
+    def test_next_without_square_tiles(self, tmp_path):
+        model = tiny("llava_next").model
+        model.config.image_grid_pinpoints = [[112, 224]]
+        model.save_pretrained(tmp_path)
+        with pytest.raises(UsageError, match=r"--model: .* no image_grid_pinpoints of 224 x 224"):
+            bench("--model", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--shape", "llava-2"], "argument --shape: 'llava-2' is unknown; choose from llava-1.5-7b, "),
+        (["--method", "fastv"], "argument --method: 'fastv' is no method"),
+        (["--keep", "64,x"], "argument --keep: 'x' is out of range; give numbers >= 1"),
+        (["--concurrency", "0"], "argument --concurrency: '0' is out of range"),
+        (["--repeats", "0"], "argument --repeats: 0 is too small"),
+        (["--quick", "--keep", "65"], "argument --keep: 65 is more than the 64 visual tokens"),
+        (["--quick", "--vision-layers", "1"], "argument --vision-layers: 1 is too small"),
+        (["--quick", "--text-layers", "3"], "argument --text-layers: 3 is more than the 2 of llava-1.5-7b"),
+        (["--model", "./nowhere"], "argument --model: the folder './nowhere' does not exist"),
+        (["--model", "x", "--shape", "llava-1.5-7b"], "argument --model: a checkpoint has layers of its own"),
+        (["--quick", "--out", "no/where.csv"], "argument --out: the folder 'no' of 'no/where.csv' does not exist"),
+        (["--device", "tpu"], "argument --device: 'tpu' is no device"),
+    ],
+)
+def test_errors_in_words(arguments, message):
+    with pytest.raises(UsageError) as error:
+        bench(*arguments)
+    assert message in str(error.value)
+
+
+def test_a_cpu_says_what_it_leaves_out(capsys):
+    model = importlib.import_module("benchmarks.model")
+    options = dict.fromkeys(("model", "shape", "keep", "concurrency", "vision_layers", "text_layers"))
+    cells = model._cells(argparse.Namespace(**options, quick=False, device="cpu"))
+    assert [(cell.shape, cell.concurrency, cell.smallest) for cell in cells] == [
+        ("llava-1.5-7b", 1, False), ("llava-1.5-7b", 8, True), ("llava-next-7b", 1, False),
+    ]  # fmt: skip
+    assert "leaves out: concurrency 32" in capsys.readouterr().out
+    cells = model._cells(argparse.Namespace(**options, quick=False, device="cuda"))
+    assert [cell.concurrency for cell in cells] == [1, 8, 32] * 2 and not any(cell.smallest for cell in cells)
+
+
+def rows_of(method, keep, selection, prefill, layers):
+    """Of a model of which 1 of 4 and 1 of 10 layers were run."""
+    times = {
+        "vision": 30.0, "vision_layers": 20.0, "selection": selection, "projector": 1.0, "prefill": prefill,
+        "prefill_layers": layers, "decode": 9.0, "other": 2.0, "first_token": 33.0 + selection + prefill, "total": 99.0,
+    }  # fmt: skip
+    for stage, time in times.items():
+        yield {
+            "model": "m", "method": method, "keep": keep, "concurrency": "1", "image": "336 px", "stage": stage,
+            "p20_ms": time, "p50_ms": time, "p80_ms": time, "repeats": "3", "peak_bytes": 2**20, "tokens_before": "576",
+            "tokens_after": keep or "576", "text_tokens": "48", "new_tokens": "4", "vision_depth": "1", "text_depth": "1",
+            "vision_full": "4", "text_full": "10", "dtype": "float32", "threads": "2", "device": "cpu", "torch": "2",
+            "time": "2026-01-01T00:00:00",
+        }  # fmt: skip
+
+
+@pytest.fixture
+def made_up():
+    return [
+        *rows_of("unpruned", "", 0.0, 50.0, 40.0),
+        *rows_of("Scope", "64", 2.0, 15.0, 10.0),
+        *rows_of("Scope (published loop)", "64", 400.0, 15.0, 10.0),
+    ]
+
+
+def test_full_depth_is_extrapolated_from_the_layers_alone(made_up):
+    base, ours, theirs = next(iter(by_case(made_up).values()))
+    assert base.full("vision") == 30 + 3 * 20
+    assert base.full("prefill") == 50 + 9 * 40 and ours.full("prefill") == 15 + 9 * 10
+    assert ours.full("first_token") == 33 + 2 + 15 + 3 * 20 + 9 * 10
+    assert ours.full("projector") == 1
+    text = importlib.import_module("benchmarks.model").markdown(made_up)
+    assert "1 of 4 layers of the tower and 1 of 10 of the language model were run" in text
+    lines = {line.split(" | ")[1]: line for line in text.splitlines() if line.startswith("| 64")}
+    assert "| 0.49% | +303 |" in lines["Scope"]  # 2 of 410; 410 - 105 - 2
+    assert "| -95 |" in lines["Scope (published loop)"]
+    assert "Choosing costs more than the prefill it saves: Scope (published loop) at 64." in text
+    brief = importlib.import_module("benchmarks.model").markdown(
+        [*made_up, *rows_of("PAR", "128", 500.0, 20.0, 15.0)], brief=True
+    )
+    assert "decode" not in brief and "PAR" not in brief and "loop) at 64." in brief
+    assert theirs.kept == 64 and base.kept is None
+
+
+def test_figure_has_a_panel_for_each_model(measured):
+    figure = importlib.import_module("benchmarks.plots_model").draw(measured)
+    assert [panel.get_title(loc="left") for panel in figure.axes] == [
+        "llava-1.5-7b (tiny), 2 requests", "llava-next-7b (tiny), 2 requests",
+    ]  # fmt: skip
+    groups = by_case(measured)
+    for panel, cases in zip(figure.axes, groups.values(), strict=True):
+        assert [tick.get_text() for tick in panel.get_yticklabels()] == [case["method"] for case in cases]
+        assert len(panel.patches) == 5 * len(cases)
