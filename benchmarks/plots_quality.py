@@ -46,8 +46,8 @@ def draw(rows: list[dict[str, str]]) -> Figure:
     drawn.subplots_adjust(left=0.045, right=0.985, top=0.8, bottom=0.1, wspace=0.25, hspace=0.36)
     drawn.text(0.02, 0.962, "What a selection preserves", fontsize=17, fontweight="bold", color=_INK, va="center")
     setting = (
-        f"Means over {count} controlled inputs (images behind a random tower, features of known structure); K of {tokens} tokens. "
-        f"No trained weights: this is geometry, not accuracy."
+        f"Means over {count} controlled inputs (images behind a random tower, features of known structure) of {tokens} tokens. "
+        f"No trained weights: geometry, not accuracy."
     )
     drawn.text(0.02, 0.925, setting, fontsize=10.5, color=_MUTED, va="center")
     for place, (measure, title) in zip(axes.flat, _PANELS, strict=False):

@@ -41,10 +41,11 @@ def effective_tokens(attention: Tensor) -> float:
 
 
 def span_error(gram: Tensor, kept: Tensor) -> float:
-    """Share of the variance that least squares from the kept tokens S misses: ``sum_i |x_i - X_S c_i|^2 / sum_i |x_i - mean|^2``.
+    """Share of the variance that least squares from the kept tokens S misses.
 
-    Both sums are over all tokens, each ``c_i`` minimises its term, and the mean is that of all tokens. So this is what the
-    dropped tokens have outside the span of the kept ones; 1 is no better than the mean token in the place of every token.
+    ``sum_i |x_i - X_S c_i|^2 / sum_i |x_i - mean|^2``: both sums are over all tokens, each ``c_i`` minimises its term, and the
+    mean is that of all tokens. So this is what the dropped tokens have outside the span of the kept ones; 1 is no better than
+    the mean token in the place of every token.
     """
     own = gram[kept][:, kept]
     # kept tokens may repeat each other, so a ridge far below anything that is shown

@@ -86,7 +86,7 @@ def _strokes(random: np.random.Generator) -> tuple[Image.Image, np.ndarray | Non
             labels[top : top + 18, left : left + 9 * length] = word
             for letter in range(length):
                 x = left + 9 * letter
-                points = random.integers((0, 0), (8, 19), (4, 2)) + (x, top)
+                points = random.integers((x, top), (x + 8, top + 19), (4, 2))
                 draw.line([tuple(map(int, point)) for point in points], fill=(20, 20, 40), width=2)
             left += 9 * length + int(random.integers(14, 30))
     return image, labels

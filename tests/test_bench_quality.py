@@ -14,7 +14,6 @@ pytest.importorskip("PIL")
 
 from benchmarks import plots_quality, preservation, quality, quality_inputs
 from benchmarks.harness import RESULTS
-
 from vtkernels.cli._errors import UsageError
 
 
@@ -186,7 +185,7 @@ def test_quick_run_prints_and_saves(tmp_path, capsys, monkeypatch):
 def test_an_output_folder_that_is_not_there_is_said(tmp_path):
     parser = argparse.ArgumentParser()
     quality.add_parser(parser.add_subparsers())
-    with pytest.raises(UsageError, match="--out.*does not exist"):
+    with pytest.raises(UsageError, match=r"--out.*does not exist"):
         quality.run(parser.parse_args(["quality", "--quick", "--out", str(tmp_path / "no" / "q.csv")]))
 
 
