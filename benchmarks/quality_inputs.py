@@ -15,6 +15,8 @@ import vtkernels as vt
 from vtkernels.cli import _model, _picture
 from vtkernels.methods import Context, Selection
 
+from .quality import SALIENCIES
+
 SIDE, PIXELS = 24, 336  # CLIP-L/14-336: a grid of 24 x 24 patches
 TOKENS = SIDE * SIDE
 WIDTH = 1024  # of the controlled features
@@ -186,7 +188,6 @@ def _low_rank(random: torch.Generator) -> tuple[Tensor, Tensor | None]:
 
 
 STRUCTURES = {"clusters": _clusters, "duplicates": _duplicates, "outliers": _outliers, "low rank": _low_rank}
-SALIENCIES = ("agrees", "independent", "contradicts")
 FEATURES = (
     *(("clusters", saliency) for saliency in SALIENCIES),
     *((structure, "independent") for structure in STRUCTURES if structure != "clusters"),

@@ -3,8 +3,10 @@
 import importlib.util
 import json
 import random
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -64,6 +66,20 @@ def test_mistakes_are_named(call, words):
     assert all(word in str(raised.value) for word in words)
 
 
+PAGE = (Path(__file__).parent.parent / "docs" / "lmms-eval.md").read_text()
+
+
+def test_the_page_has_arguments_that_work():
+    settings = re.findall(r"`(method=[^`]+)`", PAGE)
+    assert len(settings) > 20
+    for setting in settings:
+        given = dict(part.split("=") for part in setting.split(","))
+        keep = arguments.check_keep(float(given.pop("keep")))
+        assert keep >= 1 or 0 < keep < 1
+        values = {k: v if v.isalpha() else float(v) if "." in v else int(v) for k, v in given.items()}
+        assert arguments.method_of(values.pop("method"), values)[1] == {}  # every option is one of the method
+
+
 # ------------------------------------------------------------------------------------------------------------- the real one
 
 real = pytest.mark.skipif(
@@ -71,9 +87,8 @@ real = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    """A LLaVA of 16 patches with random weights, a tokenizer of single letters and a chat template, saved to a folder."""
+def build(folder, family):
+    """A LLaVA or LLaVA-NeXT of 16 patches a crop with random weights, a tokenizer of letters and a chat template, saved."""
     import transformers
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
@@ -85,12 +100,14 @@ def checkpoint(tmp_path_factory):
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", bos_token="<s>", unk_token="<unk>",
         additional_special_tokens=["<image>"],
     )  # fmt: skip
-    images = transformers.CLIPImageProcessor(size={"shortest_edge": PIXELS}, crop_size={"height": PIXELS, "width": PIXELS})
-    processor = transformers.LlavaProcessor(
+    size = {"size": {"shortest_edge": PIXELS}, "crop_size": {"height": PIXELS, "width": PIXELS}}
+    tiles = {} if family == "Llava" else {"image_grid_pinpoints": [[PIXELS, 2 * PIXELS], [2 * PIXELS, PIXELS]]}
+    images = getattr(transformers, "CLIPImageProcessor" if family == "Llava" else "LlavaNextImageProcessor")(**size, **tiles)
+    processor = getattr(transformers, f"{family}Processor")(
         images, fast, patch_size=14, vision_feature_select_strategy="default", image_token="<image>",
         num_additional_image_tokens=1, chat_template=CHAT,
     )  # fmt: skip
-    config = transformers.LlavaConfig(
+    config = getattr(transformers, f"{family}Config")(
         vision_config=transformers.CLIPVisionConfig(
             hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, image_size=PIXELS, patch_size=14
         ),
@@ -100,16 +117,26 @@ def checkpoint(tmp_path_factory):
         ),
         image_token_index=4,
         image_seq_length=SIDE * SIDE,
+        **tiles,
     )  # fmt: skip
     torch.manual_seed(1)
-    model = transformers.LlavaForConditionalGeneration(config)
+    model = getattr(transformers, f"{family}ForConditionalGeneration")(config)
     for name, weight in model.named_parameters():
         if weight.dim() > 1:  # initial weights are so small that no answer depends on the image
             weight.data *= 20 if "embed_tokens" in name or "position_embedding" in name else 5
-    folder = tmp_path_factory.mktemp("checkpoint")
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return build(tmp_path_factory.mktemp("llava"), "Llava")
+
+
+@pytest.fixture(scope="module")
+def next_checkpoint(tmp_path_factory):
+    return build(tmp_path_factory.mktemp("llava_next"), "LlavaNext")
 
 
 @pytest.fixture(scope="module")
@@ -122,14 +149,14 @@ def pictures():
     ]
 
 
-def by_hand(checkpoint, pictures, method, *, simple=False):
+def by_hand(checkpoint, pictures, method, *, keep=KEEP, simple=False):
     """Answers of ``model.generate`` under ``vt.prune`` (None: unpruned), and the tokens of each image before and after."""
-    from transformers import AutoProcessor, LlavaForConditionalGeneration
+    from transformers import AutoModelForImageTextToText, AutoProcessor
 
     processor = AutoProcessor.from_pretrained(checkpoint)
-    model = LlavaForConditionalGeneration.from_pretrained(checkpoint).eval()
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint).eval()
     answers, kept = [], []
-    pruning = None if method is None else vt.prune(model, method, keep=KEEP)
+    pruning = None if method is None else vt.prune(model, method, keep)
     for i, picture in enumerate(pictures):
         parts = f"<image>\nwhat is {i}?" if simple else [{"type": "image"}, {"type": "text", "text": f"what is {i}?"}]
         text = (processor.tokenizer if simple else processor).apply_chat_template(
@@ -188,8 +215,8 @@ def test_one_command_prunes_and_scores(task, checkpoint, pictures, tmp_path, off
     """The answers are those of ``model.generate`` under ``vt.prune``, the score is theirs, the log says what was kept."""
     options = f"pretrained={checkpoint},method=scope,keep={KEEP},alpha=1.0,positions=contiguous"
     command = [
-        sys.executable, "-m", "lmms_eval", "--model", "llava_hf_vtkernels", "--model_args", options, "--device", "cpu",
-        "--tasks", "vtkernels_tiny", "--include_path", str(task), "--batch_size", "1", "--verbosity", "INFO",
+        str(Path(sys.executable).with_name("lmms-eval")), "--model", "llava_hf_vtkernels", "--model_args", options,
+        "--device", "cpu", "--tasks", "vtkernels_tiny", "--include_path", str(task), "--batch_size", "1", "--verbosity", "INFO",
         "--log_samples", "--output_path", str(tmp_path / "out"),
     ]  # fmt: skip
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
@@ -247,6 +274,16 @@ def test_the_simple_class_gives_the_answers_of_prune(checkpoint, pictures, offli
 
 
 @real
+@pytest.mark.parametrize("method", [vt.Scope(), vt.GPrune(), vt.HoloV()], ids=lambda method: type(method).__name__)
+def test_llava_next(next_checkpoint, pictures, offline, method):
+    """Tiles, of which images of other shapes have other numbers of tokens."""
+    model = simple_model(next_checkpoint, f"method={type(method).__name__},keep=0.5")
+    want, kept = by_hand(next_checkpoint, pictures, method, keep=0.5, simple=True)
+    assert model.generate_until(requests(model, pictures)) == want != by_hand(next_checkpoint, pictures, None, simple=True)[0]
+    assert model.kept == kept and all(after < before for before, after in kept) and len(set(kept)) > 1
+
+
+@real
 def test_a_failing_call_ends_the_run(checkpoint, pictures, offline, monkeypatch):
     """lmms-eval alone would score an empty answer."""
     model = simple_model(checkpoint, f"method=uniform,keep={KEEP}")
@@ -272,3 +309,13 @@ def test_what_does_not_work_is_refused(checkpoint, offline):
         simple_model(checkpoint, "method=holov,keep=4,budget=per_crop")
     with pytest.raises(NotImplementedError, match="generate_until tasks only"):
         simple_model(checkpoint, "method=scope,keep=4").loglikelihood([])
+
+
+@real
+def test_the_page_has_tasks_that_there_are():
+    from lmms_eval.tasks import TaskManager
+
+    listed = {task for tasks in re.findall(r"--tasks ([\w,]+)", PAGE) for task in tasks.split(",")}
+    listed |= set(re.findall(r"`(\w+_(?:val|dev|test|img)|gqa|mme|pope)`", PAGE))
+    assert len(listed) > 10
+    assert listed <= set(TaskManager().all_tasks)
