@@ -8,7 +8,7 @@ SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml con
 TORCH := $(shell grep ^torch== constraints.txt)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-kernels test-original test-transformers test-cuda-torch lint gpu bench guard build clean
+.PHONY: demo test test-kernels test-lmms-eval test-original test-transformers test-cuda-torch lint gpu bench guard build clean
 
 demo: build
 	$(BIN)/python -m vtkernels demo
@@ -26,6 +26,8 @@ lint: build
 bench: build
 	$(BIN)/python -m benchmarks ops
 	$(BIN)/python -m benchmarks scaling
+	$(BIN)/python -m benchmarks model
+	$(BIN)/python -m benchmarks quality
 	$(BIN)/python -m benchmarks pages
 
 # Ratios against committed floors, in a minute; says so and passes where the machine is too noisy.
@@ -84,5 +86,20 @@ test-original: build .venv-original/.installed
 	.venv-original/bin/python -m pip install --quiet --disable-pip-version-check --no-deps "llava-torch==1.2.2.post1"
 	touch $@
 
+# The plugin under the real lmms-eval, without the packages that other models and tasks of it need. The library is that of
+# `build`; the editable install adds the entry point.
+test-lmms-eval: build .venv-lmms-eval/.installed
+	.venv-lmms-eval/bin/python -m pytest tests/test_lmms_eval.py
+
+.venv-lmms-eval/.installed: constraints.txt pyproject.toml
+	$(PYTHON) -m venv .venv-lmms-eval
+	.venv-lmms-eval/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch pytest \
+	  "setuptools>=77" transformers accelerate datasets decord evaluate loguru pillow pydantic pytablewriter \
+	  python-dotenv sacrebleu tenacity
+	.venv-lmms-eval/bin/python -m pip install --quiet --disable-pip-version-check --no-deps "lmms-eval==0.7.3"
+	VTKERNELS_BUILD_NATIVE=0 .venv-lmms-eval/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --no-deps --no-build-isolation --editable .
+	touch $@
+
 clean:
-	rm -rf .venv .venv-original .venv-transformers .venv-cuda build dist vtkernels/_native vtkernels/_host*.so *.egg-info
+	rm -rf .venv .venv-lmms-eval .venv-original .venv-transformers .venv-cuda build dist vtkernels/_native vtkernels/_host*.so *.egg-info

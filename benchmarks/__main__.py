@@ -10,10 +10,20 @@ from collections.abc import Sequence
 from vtkernels.cli._arguments import Parser
 from vtkernels.cli._errors import UsageError
 
-COMMANDS = {"ops": "ops", "scaling": "scaling", "plot": "plots", "pages": "pages", "guard": "guard"}  # and their modules
+COMMANDS = {  # and their modules
+    "ops": "ops",
+    "scaling": "scaling",
+    "model": "model",
+    "quality": "quality",
+    "plot": "plots",
+    "pages": "pages",
+    "guard": "guard",
+}
 _EXAMPLES = """examples:
   vtkernels bench ops                  every op, its providers side by side
   vtkernels bench scaling              cost and memory against N, K, B and D, each beside its floor
+  vtkernels bench model                whole models: milliseconds of every stage, unpruned and with every method
+  vtkernels bench quality              what each method's selection preserves, on controlled images and features
   vtkernels bench guard                has an op lost its lead? Ratios against committed floors, in a minute
   vtkernels bench pages                tables and plots of the READMEs from the committed results
   vtkernels bench COMMAND --help       all options of a command

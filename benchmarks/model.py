@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -119,13 +118,13 @@ def run(options: argparse.Namespace) -> int:
 
     from vtkernels.cli import _model
 
-    from .harness import RESULTS
+    from .harness import check_folder, default_out, save
 
     device = _arguments.torch_device(options.device)
     chosen = options.quick or any((options.model, options.shape, options.method, options.keep, options.concurrency))
-    out = options.out or (None if chosen else RESULTS / f"{device.type}_model.csv")
-    if out is not None and not out.parent.is_dir():
-        raise UsageError(f"argument --out: the folder {str(out.parent)!r} of {str(out)!r} does not exist; create it first")
+    out = options.out or (None if chosen else default_out(f"{device.type}_model.csv"))
+    if out is not None:
+        check_folder(out)
     threads = torch.get_num_threads()
     torch.set_num_threads(options.threads)
     try:
@@ -138,10 +137,7 @@ def run(options: argparse.Namespace) -> int:
     finally:
         torch.set_num_threads(threads)
     if out is not None:
-        with out.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+        save(rows, out, list(rows[0]))
         print(f"Wrote {out}")
     else:
         print("Nothing was saved: what runs was chosen by hand. --out FILE saves it.")
@@ -178,12 +174,11 @@ def _measure_all(options: argparse.Namespace, names: list[str], cells: list[Cell
     from vtkernels.cli._stages import PeakMemory
 
     from . import models, selectors
-    from .harness import environment
+    from .environment import environment
 
     dtype = getattr(torch, options.dtype) if options.dtype else models.faster_dtype() if device.type == "cpu" else torch.float16
     new = options.new_tokens or (4 if device.type == "cpu" else 32)
-    with torch.device(device):
-        place = environment()
+    place = environment(device)
     rows: list[dict[str, Any]] = []
     for shape in dict.fromkeys(cell.shape for cell in cells):
         with _console.busy(f"building {shape or options.model}, {str(dtype).removeprefix('torch.')}"):

@@ -10,7 +10,7 @@ from typing import Any
 
 from vtkernels.cli._errors import UsageError
 
-from . import plots, registry, scaling
+from . import model_table, plots, quality, registry, scaling
 from .environment import threads
 from .harness import OURS, RESULTS, by_case, load
 from .ops import in_words
@@ -105,7 +105,10 @@ def table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 BLOCKS = (
     Block(README, "ops", "cpu.csv", lambda rows: ops(rows, first_shapes=True)),
+    Block(README, "model", "cpu_model.csv", lambda rows: model_table.markdown(rows, brief=True)),
     Block(BENCHMARKS, "ops", "cpu.csv", ops),
     Block(BENCHMARKS, "shapes", "cpu.csv", shapes),
     Block(BENCHMARKS, "scaling", "cpu_scaling.csv", lambda rows: f"{scaling.markdown(rows)}\n\n{taken(rows)}"),
+    Block(BENCHMARKS, "model", "cpu_model.csv", model_table.markdown),
+    Block(BENCHMARKS, "quality", "quality.csv", quality.markdown),
 )

@@ -35,6 +35,8 @@ PLOTS = (
         for axis in "NKBD"
     ),
     Plot("bench_scaling_memory.png", "cpu_scaling.csv", "plots_scaling", {"axis": "N", "quantity": "memory"}),
+    Plot("bench_model.png", "cpu_model.csv", "plots_model"),
+    Plot("bench_quality.png", "quality.csv", "plots_quality"),
 )
 
 

@@ -225,9 +225,9 @@ class TestCheckpoint:
         (["--quick", "--keep", "65"], "argument --keep: 65 is more than the 64 visual tokens"),
         (["--quick", "--vision-layers", "1"], "argument --vision-layers: 1 is too small"),
         (["--quick", "--text-layers", "3"], "argument --text-layers: 3 is more than the 2 of llava-1.5-7b"),
-        (["--model", "./nowhere"], "argument --model: the folder './nowhere' does not exist"),
+        (["--model", "./nowhere"], "argument --model: the folder './nowhere' is in no folder that exists"),
         (["--model", "x", "--shape", "llava-1.5-7b"], "argument --model: a checkpoint has layers of its own"),
-        (["--quick", "--out", "no/where.csv"], "argument --out: the folder 'no' of 'no/where.csv' does not exist"),
+        (["--quick", "--out", "no/where.csv"], "argument --out: the folder 'no' of 'no/where.csv' is in no folder that exists"),
         (["--device", "tpu"], "argument --device: 'tpu' is no device"),
     ],
 )

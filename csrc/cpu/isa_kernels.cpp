@@ -43,12 +43,28 @@ void add_channels(const Array<1>& row, int64_t begin, int64_t count, double* sum
     return;
   }
   with_type(row.data, row.dtype, [&](const auto* x) {
-    for (int64_t d = 0; d < count; d += kWidth) {
-      const int64_t width = count - d < kWidth ? count - d : kWidth;
-      float lane[kWidth];
-      store(lane, load_some(x + (begin + d) * row.stride[0], row.stride[0], width));
-      for (int64_t l = 0; l < width; ++l) sum[d + l] += static_cast<double>(lane[l]);
+    x += begin * row.stride[0];
+    float lane[kWidth];
+    int64_t d = 0;
+    for (; d + kWidth <= count; d += kWidth) {
+      store(lane, load_some(x + d * row.stride[0], row.stride[0], kWidth));
+      for (int l = 0; l < kWidth; ++l) sum[d + l] += static_cast<double>(lane[l]);
     }
+    store(lane, load_some(x + d * row.stride[0], row.stride[0], count - d));
+    for (int64_t l = 0; d + l < count; ++l) sum[d + l] += static_cast<double>(lane[l]);
+  });
+}
+
+void add_scaled(const Array<1>& row, float scale, float* sum) {
+  with_type(row.data, row.dtype, [&](const auto* x) {
+    const int64_t channels = row.size[0], stride = row.stride[0];
+    int64_t d = 0;
+    for (; d + kWidth <= channels; d += kWidth) {
+      store(sum + d, fma(load_some(x + d * stride, stride, kWidth), splat(scale), load(sum + d)));
+    }
+    float lane[kWidth];
+    store(lane, load_some(x + d * stride, stride, channels - d) * splat(scale));
+    for (int64_t l = 0; d + l < channels; ++l) sum[d + l] += lane[l];
   });
 }
 
@@ -87,6 +103,7 @@ const Isa table{
     pack,
     gram_block,
     add_channels,
+    add_scaled,
     product_block,
     mirror_rows,
     row_moments,

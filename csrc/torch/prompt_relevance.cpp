@@ -19,9 +19,11 @@ void check_arguments(const Tensor& vision, const Tensor& text, const std::option
 void run(const Tensor& vision, const Tensor& text, const std::optional<Tensor>& text_lengths, const std::string& reduce,
          const Tensor& out) {
   const Parallel threads = parallel();
-  const Scratch scratch(vision, cpu::prompt_relevance_scratch(vision.size(0), text.size(1), vision.size(2), threads.threads));
-  cpu::prompt_relevance(array<3>(vision), array<3>(text), lengths(text_lengths),
-                        reduce == "mean" ? cpu::Relevance::mean : cpu::Relevance::max, output<float>(out), scratch.data(),
+  const cpu::Relevance how = reduce == "mean" ? cpu::Relevance::mean : cpu::Relevance::max;
+  const int64_t floats =
+      cpu::prompt_relevance_scratch(vision.size(0), text.size(1), vision.size(2), how, threads.threads);
+  const Scratch scratch(vision, floats);
+  cpu::prompt_relevance(array<3>(vision), array<3>(text), lengths(text_lengths), how, output<float>(out), scratch.data(),
                         threads);
 }
 

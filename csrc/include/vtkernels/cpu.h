@@ -6,6 +6,8 @@
 
 namespace vtkernels::cpu {
 
+enum class Relevance { max, mean };
+
 // Floats of scratch that one running image needs; each worker has its own, `workers` of them in a row.
 int64_t scope_select_scratch(int64_t n, int64_t channels);
 int64_t coverage_select_scratch(int64_t items, int64_t candidates);
@@ -15,7 +17,7 @@ int64_t row_topk_scratch(int64_t grid_rows);
 int64_t graph_propagate_scratch(int64_t n, int64_t channels);
 int64_t cluster_topk_scratch(int64_t n);
 // Floats of scratch for the whole batch.
-int64_t prompt_relevance_scratch(int64_t images, int64_t words, int64_t channels, int64_t threads);
+int64_t prompt_relevance_scratch(int64_t images, int64_t words, int64_t channels, Relevance reduce, int64_t threads);
 int64_t route_tokens_scratch(int64_t images, int64_t k, int64_t channels, int64_t threads);
 int64_t merge_tokens_scratch(int64_t images, int64_t n, int64_t k, int64_t threads);
 int64_t crop_topk_scratch(int64_t images, int64_t n, int64_t channels, int64_t crops, int64_t threads);
@@ -99,8 +101,6 @@ void crop_topk(const Array<2>& attention, const Array<3>* features, const Length
 // labels, relevance [B,N]
 void cluster_topk(const Output<const int64_t>& labels, const Array<2>& relevance, const Lengths& lengths, int64_t k,
                   double pool, bool sort, const Output<int64_t>& indices, float* scratch, const Parallel& parallel);
-
-enum class Relevance { max, mean };
 
 // vision [B,N,D], text [B,T,D] -> relevance [B,N]
 void prompt_relevance(const Array<3>& vision, const Array<3>& text, const Lengths& lengths, Relevance reduce,

@@ -51,6 +51,8 @@ struct Isa {
                      float* c, int64_t row_stride);
   // sum[d] += row[begin + d]
   void (*add_channels)(const Array<1>& row, int64_t begin, int64_t count, double* sum);
+  // sum[d] += scale * row[d]
+  void (*add_scaled)(const Array<1>& row, float scale, float* sum);
   // products of the rows of one packed panel with those of several
   void (*product_block)(const float* panel, const float* panels, int64_t depth, int64_t rows, int64_t columns, float* c,
                         int64_t row_stride);
