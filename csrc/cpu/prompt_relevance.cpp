@@ -21,9 +21,8 @@ struct MeanLayout {
 template <class F>
 void with_each(const Array<2>& vision, const Array<2>& prompt, const CrossLayout& layout, float* image, float* threads,
                const Parallel& parallel, const F& f) {
-  for_each_cosine_row(vision, prompt, layout, image, threads, parallel, [&](int64_t i, const float* cosines) {
-    f(i, *std::max_element(cosines, cosines + prompt.size[0]));
-  });
+  for_each_cosine_row(vision, prompt, layout, image, threads, parallel,
+                      [&](int64_t i, const float* cosines) { f(i, *std::max_element(cosines, cosines + prompt.size[0])); });
 }
 
 // f(i, the cosine of row i with the mean direction of the prompt)

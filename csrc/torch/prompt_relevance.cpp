@@ -20,8 +20,7 @@ void run(const Tensor& vision, const Tensor& text, const std::optional<Tensor>& 
          const Tensor& out) {
   const Parallel threads = parallel();
   const cpu::Relevance how = reduce == "mean" ? cpu::Relevance::mean : cpu::Relevance::max;
-  const int64_t floats =
-      cpu::prompt_relevance_scratch(vision.size(0), text.size(1), vision.size(2), how, threads.threads);
+  const int64_t floats = cpu::prompt_relevance_scratch(vision.size(0), text.size(1), vision.size(2), how, threads.threads);
   const Scratch scratch(vision, floats);
   cpu::prompt_relevance(array<3>(vision), array<3>(text), lengths(text_lengths), how, output<float>(out), scratch.data(),
                         threads);
