@@ -242,9 +242,9 @@ def test_a_cpu_says_what_it_leaves_out(capsys):
     options = dict.fromkeys(("model", "shape", "keep", "concurrency", "vision_layers", "text_layers"))
     cells = model._cells(argparse.Namespace(**options, quick=False, device="cpu"))
     assert [(cell.shape, cell.concurrency, cell.smallest) for cell in cells] == [
-        ("llava-1.5-7b", 1, False), ("llava-1.5-7b", 8, True), ("llava-next-7b", 1, False),
+        ("llava-1.5-7b", 1, False), ("llava-1.5-7b", 8, True), ("llava-1.5-7b", 32, True), ("llava-next-7b", 1, False),
     ]  # fmt: skip
-    assert "leaves out: concurrency 32" in capsys.readouterr().out
+    assert "leaves out concurrency 8 and 32 but" in capsys.readouterr().out
     cells = model._cells(argparse.Namespace(**options, quick=False, device="cuda"))
     assert [cell.concurrency for cell in cells] == [1, 8, 32] * 2 and not any(cell.smallest for cell in cells)
 

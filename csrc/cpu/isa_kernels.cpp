@@ -44,12 +44,9 @@ void add_channels(const Array<1>& row, int64_t begin, int64_t count, double* sum
   }
   with_type(row.data, row.dtype, [&](const auto* x) {
     x += begin * row.stride[0];
-    float lane[kWidth];
     int64_t d = 0;
-    for (; d + kWidth <= count; d += kWidth) {
-      store(lane, load_some(x + d * row.stride[0], row.stride[0], kWidth));
-      for (int l = 0; l < kWidth; ++l) sum[d + l] += static_cast<double>(lane[l]);
-    }
+    for (; d + kWidth <= count; d += kWidth) add_to(sum + d, load_some(x + d * row.stride[0], row.stride[0], kWidth));
+    float lane[kWidth];
     store(lane, load_some(x + d * row.stride[0], row.stride[0], count - d));
     for (int64_t l = 0; d + l < count; ++l) sum[d + l] += static_cast<double>(lane[l]);
   });

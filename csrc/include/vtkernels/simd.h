@@ -43,6 +43,13 @@ inline Vec load_bfloat16(const uint16_t* p) {
   return _mm512_castsi512_ps(
       _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16));
 }
+// sum[l] += x[l] in double precision
+inline void add_to(double* sum, Vec x) {
+  const __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(x));
+  const __m512d high = _mm512_cvtps_pd(_mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(x), 1)));
+  _mm512_storeu_pd(sum, _mm512_add_pd(_mm512_loadu_pd(sum), low));
+  _mm512_storeu_pd(sum + 8, _mm512_add_pd(_mm512_loadu_pd(sum + 8), high));
+}
 // 2**n for integer-valued n in [-126, 127]
 inline Vec exp2_integer(Vec n) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127)), 23));
@@ -84,6 +91,11 @@ inline Vec load_bfloat16(const uint16_t* p) {
   return _mm256_castsi256_ps(
       _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))), 16));
 }
+inline void add_to(double* sum, Vec x) {
+  const __m256d low = _mm256_cvtps_pd(_mm256_castps256_ps128(x)), high = _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1));
+  _mm256_storeu_pd(sum, _mm256_add_pd(_mm256_loadu_pd(sum), low));
+  _mm256_storeu_pd(sum + 4, _mm256_add_pd(_mm256_loadu_pd(sum + 4), high));
+}
 inline Vec exp2_integer(Vec n) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
 }
@@ -122,6 +134,9 @@ inline Vec load_float16(const uint16_t* p) {
 }
 inline Vec load_bfloat16(const uint16_t* p) {
   return Vec{float_from_bfloat16(p[0]), float_from_bfloat16(p[1]), float_from_bfloat16(p[2]), float_from_bfloat16(p[3])};
+}
+inline void add_to(double* sum, Vec x) {
+  for (int l = 0; l < 4; ++l) sum[l] += static_cast<double>(x[l]);
 }
 inline Vec exp2_integer(Vec n) {
   Vec r;
