@@ -62,7 +62,7 @@ def add_parser(commands: Any) -> None:
     add("--keep", action="append", metavar="N[,N]",
         help="patch tokens per picture (default: 192, 128, 64; of LLaVA-NeXT 640, 320, 160)")  # fmt: skip
     add("--concurrency", action="append", metavar="N[,N]",
-        help="requests in one batch (default: 1, 8, 32; on a CPU 8 and 32 of LLaVA-1.5 at the smallest budget only)")  # fmt: skip
+        help="requests in one batch (default: 1, 8, 32; on a CPU 8 and 32 for LLaVA-1.5 at one budget)")  # fmt: skip
     add("--text-tokens", type=int, default=48, metavar="N", help="words of every prompt (default: %(default)s)")
     add("--new-tokens", type=int, metavar="N", help="tokens to generate (default: 32; on a CPU 4)")
     add("--vision-layers", type=int, metavar="N", help="depth of the tower (default: all 24; on a CPU 2)")
