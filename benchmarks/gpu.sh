@@ -41,7 +41,7 @@ step "machine" nvidia-smi --query-gpu=name,driver_version,clocks.max.sm,power.li
 step "versions" "$PYTHON" -m vtkernels info
 step "plans" "$PYTHON" -m vtkernels info --plan 576 1024 64
 step "build" "$PYTHON" -m pytest -q tests/test_cuda_build.py tests/test_cuda_plans.py
-step "tests" "$PYTHON" -m pytest -q tests/test_cuda_gpu.py
+step "tests" "$PYTHON" -m pytest -q tests/test_cuda_gpu.py tests/test_triton.py
 sanitizer=$(command -v compute-sanitizer || ls "${CUDA_HOME:-/usr/local/cuda}"/bin/compute-sanitizer 2>/dev/null)
 for tool in memcheck racecheck synccheck initcheck; do
   if [[ -n "$sanitizer" ]]; then
@@ -53,6 +53,7 @@ done
 step "ops, float16" "$PYTHON" -m benchmarks ops --device cuda --dtype float16 --all-shapes --seconds 1 \
   --out "benchmarks/results/$device.csv"
 step "scaling" "$PYTHON" -m benchmarks scaling --device cuda --out "benchmarks/results/${device}_scaling.csv"
+step "model" "$PYTHON" -m benchmarks model --device cuda --out "benchmarks/results/${device}_model.csv" # the longest comes last
 
 if ((${#failed[@]})); then
   printf '\nfailed: %s\n' "${failed[@]}" | tee -a "$report"

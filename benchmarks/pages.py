@@ -74,7 +74,8 @@ def ops(rows: Rows, *, first_shapes: bool = False) -> str:
         seen.add(shared["op"])
         shape = in_words(shared) if first_shapes else f"{shared['shape']}: {in_words(shared)}"
         p20, p50, p80 = (float(providers[OURS][f"p{q}_ms"]) for q in (20, 50, 80))
-        others = [f"{name} {float(row['p50_ms']) / p50:.3g}x" for name, row in providers.items() if name != OURS]
+        ratios = {name: float(row["p50_ms"]) / p50 for name, row in providers.items() if name != OURS}
+        others = [f"{name} {ratio:,.0f}x" if ratio >= 100 else f"{name} {ratio:.3g}x" for name, ratio in ratios.items()]
         lines.append([f"`{shared['op']}`", shape, f"{p50:.3f} ({p20:.3f} to {p80:.3f})", ", ".join(others)])
     return f"{table(heads, lines)}\n\n{rows[0]['dtype']}, {taken(rows)}"
 
