@@ -29,9 +29,8 @@ def draw(rows: Sequence[Mapping[str, str]], *, axis: str, quantity: str) -> Figu
     name, fixed = _SIZES[axis]
     what = "Time" if quantity == "time" else "Memory beyond inputs and outputs"
     place = f"{rows[0]['machine']}, {threads(rows[0]['threads'])}, {rows[0]['dtype']}"
-    note = f"{fixed} where an op has it. {place}. Exponents: least squares over the upper half of the points."
-    if quantity == "memory":
-        note += " Grey: too little to measure."
+    fit = "Exponents: least squares over the upper half of the points."
+    note = f"{fixed} where an op has it. {place}. {'Grey: too little to measure.' if quantity == 'memory' else fit}"
     drawn = style.figure(width, height, f"{what} against {name}", note)
     panels = drawn.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
     drawn.subplots_adjust(left=0.72 / width, right=1 - 0.25 / width, bottom=0.55 / height, top=1 - 1.3 / height,
