@@ -6,13 +6,12 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from . import style
 from .model_table import Measured, groups, number
 
-_PAPER, _INK, _MUTED, _GRID = "#fafaf8", "#1c1c1c", "#6a6a66", "#e2e2de"
 _COLOURS = {
     "vision": "#8fa3b8",
     "selection": "#a23b72",
@@ -30,19 +29,15 @@ def draw(rows: list[dict[str, str]]) -> Figure:
         panels.setdefault(model, cases)
     most = max(_lines(cases) for cases in panels.values())
     height = most * _LINE + 2.3
-    drawn = Figure(figsize=(7.6 * len(panels), height), facecolor=_PAPER)
-    FigureCanvasAgg(drawn)
+    width = 7.6 * len(panels)
+    note = textwrap.fill(_caption(list(panels.values())), round(11 * width))
+    drawn = style.figure(width, height, "What the first token waits for", note)
     axes = drawn.subplots(1, len(panels), squeeze=False)[0]
-    width = drawn.get_figwidth()
     drawn.subplots_adjust(
         left=2.1 / width, right=1 - 0.25 / width, top=1 - 1.7 / height, bottom=0.55 / height, wspace=2.35 / (7.6 - 2.35)
     )
-    drawn.text(0.2 / width, 1 - 0.32 / height, "What the first token waits for", fontsize=16, fontweight="bold", color=_INK,
-               va="center")  # fmt: skip
-    caption = textwrap.fill(_caption(list(panels.values())), round(13 * width))
-    drawn.text(0.2 / width, 1 - 0.55 / height, caption, fontsize=9.5, color=_MUTED, va="top", linespacing=1.4)
     handles = [Patch(color=colour, label=stage) for stage, colour in _COLOURS.items()]
-    drawn.legend(handles=handles, loc="upper left", ncols=len(handles), frameon=False, fontsize=9.5, labelcolor=_INK,
+    drawn.legend(handles=handles, loc="upper left", ncols=len(handles), frameon=False, fontsize=9.5, labelcolor=style.INK,
                  bbox_to_anchor=(0.1 / width, 1 - 1.05 / height), handlelength=1, columnspacing=1.4)  # fmt: skip
     for panel, (model, cases) in zip(axes, panels.items(), strict=True):
         _panel(panel, model, cases, most)
@@ -58,28 +53,22 @@ def _panel(axes: Any, model: str, cases: Sequence[Measured], most: int) -> None:
         if case.kept != before:
             line, before = line + 1, case.kept
             axes.annotate(f"{case.kept} patch tokens kept", (0, line), (4, 0), textcoords="offset points", fontsize=9,
-                          color=_MUTED, va="center")  # fmt: skip
+                          color=style.MUTED, va="center")  # fmt: skip
             line += 1
         places.append(line)
         speed = "" if case is base else f"  {base.full('first_token') / case.full('first_token'):.2f}x"
         end = _bar(axes, line, case, scale)
         axes.annotate(f"{number(end)} {unit}{speed}", (end, line), (4, 0), textcoords="offset points", fontsize=8.5,
-                      color=_INK, va="center")  # fmt: skip
+                      color=style.INK, va="center")  # fmt: skip
         line += 1
     axes.set_yticks(places, [case["method"] for case in cases])
     axes.set_ylim(most - 0.4, -0.6)
     axes.set_xlim(0, 1.22 * scale * longest)
     requests = "" if base["concurrency"] == "1" else f", {base['concurrency']} requests"
-    axes.set_title(f"{model}{requests}", loc="left", fontsize=11.5, color=_INK, pad=6, fontweight="bold")
-    axes.set_xlabel("seconds" if unit == "s" else "milliseconds", fontsize=9.5, color=_MUTED)
-    axes.set_facecolor(_PAPER)
-    axes.grid(axis="x", color=_GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=_MUTED, labelsize=9, length=0)
-    axes.tick_params(axis="y", labelcolor=_INK)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side == "left")
-        spine.set_color(_MUTED)
+    axes.set_title(f"{model}{requests}", loc="left", fontsize=11.5, color=style.INK, pad=6, fontweight="bold")
+    axes.set_xlabel("seconds" if unit == "s" else "milliseconds", fontsize=9.5, color=style.MUTED)
+    style.plain(axes, grid="x", line="left")
+    axes.tick_params(axis="y", labelcolor=style.INK)
 
 
 def _bar(axes: Any, line: float, case: Measured, scale: float) -> float:

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
+from . import style
 from .quality import GREEDY, METHODS, mean
 
-_PAPER, _INK, _MUTED, _GRID = "#fafaf8", "#1c1c1c", "#6a6a66", "#e2e2de"
 # Baselines in grey, so that the methods stand out.
 _COLOURS = {
     "Scope": "#2f6690",
@@ -33,29 +32,26 @@ _PANELS = (
     ("nearest_error", "Lost, by the nearest kept token"),
     ("groups_hit", "Groups with a kept token"),
 )
-_HEAT = LinearSegmentedColormap.from_list("overlap", [_PAPER, "#8fb3cf", "#2f6690", "#12304a"])
+_HEAT = LinearSegmentedColormap.from_list("overlap", [style.PAPER, "#8fb3cf", "#2f6690", "#12304a"])
 
 
 def draw(rows: list[dict[str, str]]) -> Figure:
     """Measures against the budget, and how much of their choice methods share at the smallest one."""
     keeps = sorted({int(row["keep"]) for row in rows if row["method"]})
     tokens, count = rows[0]["keep"], len({row["input"] for row in rows})
-    drawn = Figure(figsize=(14.2, 9.6), facecolor=_PAPER)
-    FigureCanvasAgg(drawn)
-    axes = drawn.subplots(2, 3)
-    drawn.subplots_adjust(left=0.045, right=0.985, top=0.8, bottom=0.1, wspace=0.25, hspace=0.36)
-    drawn.text(0.02, 0.962, "What a selection preserves", fontsize=17, fontweight="bold", color=_INK, va="center")
-    setting = (
+    note = (
         f"Means over {count} controlled inputs (images behind a random tower, features of known structure) of {tokens} tokens. "
         f"No trained weights: geometry, not accuracy."
     )
-    drawn.text(0.02, 0.925, setting, fontsize=10.5, color=_MUTED, va="center")
+    drawn = style.figure(14.2, 9.6, "What a selection preserves", note)
+    axes = drawn.subplots(2, 3)
+    drawn.subplots_adjust(left=0.045, right=0.985, top=0.8, bottom=0.1, wspace=0.25, hspace=0.36)
     for place, (measure, title) in zip(axes.flat, _PANELS, strict=False):
         _lines(place, rows, keeps, measure, title)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     drawn.legend(
         handles, labels, loc="center left", bbox_to_anchor=(0.012, 0.875), ncols=len(labels), frameon=False, fontsize=10,
-        labelcolor=_INK, handlelength=2.4, columnspacing=1.6,
+        labelcolor=style.INK, handlelength=2.4, columnspacing=1.6,
     )  # fmt: skip
     _matrix(axes[1, 2], rows, keeps[0])
     return drawn
@@ -68,18 +64,18 @@ def _lines(axes: Any, rows: Sequence[dict[str, str]], keeps: Sequence[int], meas
     whole = values(GREEDY, "value") if measure == "coverage" else 1.0
     for name in METHODS:
         middle, spread = values(name, "value") / whole, values(name, "spread") / whole
-        style = {"color": _COLOURS[name], "linestyle": _DASHES.get(name, "-")}
-        axes.plot(keeps, middle, marker="o", markersize=4.5, linewidth=2, label=name, **style)
+        dashes = _DASHES.get(name, "-")
+        axes.plot(keeps, middle, marker="o", markersize=4.5, linewidth=2, label=name, color=_COLOURS[name], linestyle=dashes)
         if spread.any():
             axes.fill_between(keeps, middle - spread, middle + spread, color=_COLOURS[name], alpha=0.22, linewidth=0)
-    _style(axes, title)
-    axes.set_xlabel("tokens kept", fontsize=9.5, color=_MUTED)
+    style.plain(axes, grid="y")
+    _title(axes, title)
+    axes.set_xlabel("tokens kept", fontsize=9.5, color=style.MUTED)
     axes.set_xticks(keeps)
     low = min(line.get_ydata().min() for line in axes.lines)
     high = max(line.get_ydata().max() for line in axes.lines)
     # a share is read against 0 and 1; coverage alone is close to 1 everywhere
     axes.set_ylim(low - 0.04 if measure == "coverage" else 0, high * 1.06 if high > 1 else min(1.03, high * 1.08))
-    axes.grid(axis="y", color=_GRID, linewidth=0.8)
 
 
 def _matrix(axes: Any, rows: Sequence[dict[str, str]], keep: int) -> None:
@@ -90,18 +86,16 @@ def _matrix(axes: Any, rows: Sequence[dict[str, str]], keep: int) -> None:
     axes.imshow(table, cmap=_HEAT, vmin=0, vmax=1, aspect="auto")
     for (i, j), value in np.ndenumerate(table):
         if i != j:
-            axes.text(j, i, f"{value:.2f}"[1:], ha="center", va="center", fontsize=8.5, color="white" if value > 0.4 else _INK)
+            axes.text(
+                j, i, f"{value:.2f}"[1:], ha="center", va="center", fontsize=8.5, color="white" if value > 0.4 else style.INK
+            )
     names = [name.replace(" ", "\n") for name in METHODS]
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(names)), names)
-    _style(axes, f"How far choices agree at {keep} (Jaccard)")
+    style.plain(axes)
+    axes.grid(False)
+    _title(axes, f"How far choices agree at {keep} (Jaccard)")
 
 
-def _style(axes: Any, title: str) -> None:
-    axes.set_facecolor(_PAPER)
-    axes.set_title(title, loc="left", fontsize=11, color=_INK, pad=10)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=_MUTED, labelsize=9, length=0)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side == "bottom")
-        spine.set_color(_MUTED)
+def _title(axes: Any, title: str) -> None:
+    axes.set_title(title, loc="left", fontsize=11, color=style.INK, pad=10)
