@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -118,7 +119,7 @@ def run(options: argparse.Namespace) -> int:
 
     from vtkernels.cli import _model
 
-    from .harness import check_folder, default_out, save
+    from .harness import RedGate, check_folder, default_out, save
 
     device = _arguments.torch_device(options.device)
     chosen = options.quick or any((options.model, options.shape, options.method, options.keep, options.concurrency))
@@ -130,6 +131,9 @@ def run(options: argparse.Namespace) -> int:
     try:
         with _model.quiet():
             rows = _measure_all(options, names, cells, device)
+    except RedGate as error:
+        print(f"red gate: {error}: nothing was timed", file=sys.stderr)
+        return 1
     except torch.OutOfMemoryError:
         raise UsageError(
             f"argument --device: {options.device!r} has too little memory; try a smaller --concurrency or --text-layers"

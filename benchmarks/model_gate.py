@@ -10,13 +10,14 @@ from torch import Tensor
 import vtkernels as vt
 
 from . import models, selectors
+from .harness import RedGate
 
 
 def check(model: Any, batch: dict[str, Tensor], methods: dict[str, Any], keeps: list[int]) -> None:
     """Every choice that will be timed, on the batch it will be timed on, as :class:`selectors.Gate` compares it.
 
     Raises:
-        AssertionError: a method chooses otherwise: no timing on a red gate.
+        RedGate: a method chooses otherwise.
     """
     with models.without_language_layers(model), torch.no_grad():
         for gate in selectors.gates(methods):
@@ -31,7 +32,7 @@ def check_by_hand(model: Any, batch: dict[str, Tensor], keep: int) -> None:
     Compared for the first request: what the language model is given, token by token, and the logits it answers with.
 
     Raises:
-        AssertionError: they differ: no timing on a red gate.
+        RedGate: they differ.
     """
     one = {name: tensor[:1] for name, tensor in batch.items()}
     ids, core = one["input_ids"][0], model.model
@@ -58,12 +59,10 @@ def check_by_hand(model: Any, batch: dict[str, Tensor], keep: int) -> None:
     pairs = {"the prompt": (given[0], hand), "the logits": (logits, expected)}
     for what, (got, want) in pairs.items():
         if got.shape != want.shape:
-            raise AssertionError(
-                f"pruned by hand, {what} is {list(want.shape)}, not {list(got.shape)}: no timing on a red gate"
-            )
+            raise RedGate(f"pruned by hand, {what} is {list(want.shape)}, not {list(got.shape)}")
         off = ((got - want).float().norm(dim=-1) / want.float().norm(dim=-1).clamp_min(1e-12)).max().item()
         if not off <= (1e-3 if exact else 5e-2):
-            raise AssertionError(f"pruned by hand, {what} differs by {off:.1%}: no timing on a red gate")
+            raise RedGate(f"pruned by hand, {what} differs by {off:.1%}")
 
 
 def _places(config: Any) -> Tensor:

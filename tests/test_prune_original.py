@@ -175,6 +175,7 @@ class StandIn(LlamaForCausalLM):
         image_sizes=None,
         **kwargs,
     ):
+        past_key_values = kwargs.pop("cache", past_key_values)  # its name from transformers 5.24 on
         if inputs_embeds is None:
             input_ids, position_ids, attention_mask, past_key_values, inputs_embeds, labels = (
                 self.prepare_inputs_labels_for_multimodal(
