@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 import vtkernels as vt
 from vtkernels import backends
@@ -32,9 +33,10 @@ def run(benchmarks, guard, capsys):
     return call
 
 
-def set_floors(guard, monkeypatch, tmp_path, **ratios):
+def set_floors(guard, monkeypatch, tmp_path, *, here=True, **ratios):
     path = tmp_path / "floors.json"
-    path.write_text(json.dumps({"capability": "AVX2", "ratios": ratios}))
+    device = guard.environment(torch.device("cpu"))["device"] if here else "another processor"
+    path.write_text(json.dumps({"capability": "AVX2", "device": device, "ratios": ratios}))
     monkeypatch.setattr(guard, "FILE", path)
 
 
@@ -67,6 +69,14 @@ def test_a_red_gate_fails(run, benchmarks, guard, monkeypatch, tmp_path):
     set_floors(guard, monkeypatch, tmp_path, topk_select={"torch.topk": 0.001})
     code, out = run(*ARGUMENTS)
     assert code == 1 and "guard: FAILED: topk_select" in out and "not the same" in out
+
+
+@pytest.mark.parametrize(("ratio", "code"), [(0.25, 0), (0.15, 1)])
+def test_another_processor_has_a_wider_margin(run, guard, monkeypatch, tmp_path, ratio, code):
+    monkeypatch.setattr(guard, "ratios", lambda case, seconds: {"torch.topk": ratio})
+    set_floors(guard, monkeypatch, tmp_path, here=False, topk_select={"torch.topk": 1.0})
+    got, out = run(*ARGUMENTS)
+    assert got == code and ("at 20% of those of another processor" if code == 0 else "the floor 0.20") in out
 
 
 def test_a_violation_must_be_seen_twice(run, guard, monkeypatch, tmp_path):
