@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -146,11 +147,18 @@ def results(call: Callable[[], Any]) -> Results:
     return got if isinstance(got, tuple) else (got,)
 
 
-def percentiles(samples: list[float]) -> dict[str, Any]:
+def quantiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """p20, p50, p80, linear between the values: of three repeats too the spread is to be seen."""
+    if len(values) == 1:
+        return (values[0],) * 3
+    cuts = statistics.quantiles(values, n=10, method="inclusive")
+    return cuts[1], cuts[4], cuts[7]
+
+
+def percentiles(samples: Sequence[float]) -> dict[str, Any]:
     """The columns of time: p20, p50, p80 in milliseconds and the number of repeats."""
-    ordered = sorted(samples)
-    p20, p50, p80 = (ordered[int(q * (len(ordered) - 1))] for q in (0.2, 0.5, 0.8))
-    return {"p20_ms": f"{p20:.5f}", "p50_ms": f"{p50:.5f}", "p80_ms": f"{p80:.5f}", "repeats": len(ordered)}
+    p20, p50, p80 = (f"{value:.5f}" for value in quantiles(samples))
+    return {"p20_ms": p20, "p50_ms": p50, "p80_ms": p80, "repeats": len(samples)}
 
 
 def backend(case: Case, provider: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -342,9 +341,11 @@ def _layers(model: Any, wanted: bool) -> Iterator[dict[str, float]]:
 
 def _rows(case: Case, about: dict[str, Any], place: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The rows of the CSV: one for every stage."""
+    from .harness import quantiles
+
     for stage in case.samples[0]:
         times = [sample[stage] for sample in case.samples]
-        p20, p50, p80 = (f"{value:.4f}" for value in percentiles(times))
+        p20, p50, p80 = (f"{value:.4f}" for value in quantiles(times))
         row = about | {
             "method": case.method, "keep": "" if case.keep is None else case.keep, "image": case.image, "stage": stage,
             "p20_ms": p20, "p50_ms": p50, "p80_ms": p80, "repeats": len(times),
@@ -352,14 +353,6 @@ def _rows(case: Case, about: dict[str, Any], place: dict[str, Any]) -> Iterator[
             "tokens_before": case.tokens_before, "tokens_after": case.tokens_after,
         }  # fmt: skip
         yield {column: row[column] for column in _COLUMNS} | place
-
-
-def percentiles(values: list[float]) -> tuple[float, float, float]:
-    """p20, p50, p80, linear between the values."""
-    if len(values) == 1:
-        return (values[0],) * 3
-    cuts = statistics.quantiles(values, n=10, method="inclusive")
-    return cuts[1], cuts[4], cuts[7]
 
 
 def _split(flag: str, given: list[str] | None, known: tuple[str, ...]) -> tuple[str, ...]:
