@@ -15,7 +15,8 @@ import torch
 
 import vtkernels
 from vtkernels import triton
-from vtkernels.cli._errors import UsageError, first_line
+from vtkernels.cli._errors import first_line
+from vtkernels.cli._files import replacing
 
 from . import inputs
 from .clock import Clock, Mode, captured
@@ -233,7 +234,7 @@ def same_picks(a: torch.Tensor, b: torch.Tensor, allowed: float = 0.0) -> None:
 
 def save(rows: Iterable[Mapping[str, Any]], path: Path, columns: Iterable[str] = COLUMNS) -> None:
     """Write a CSV."""
-    with path.open("w", newline="") as file:
+    with replacing(path) as part, part.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(columns))
         writer.writeheader()
         writer.writerows(rows)
@@ -242,12 +243,6 @@ def save(rows: Iterable[Mapping[str, Any]], path: Path, columns: Iterable[str] =
 def default_out(name: str) -> Path:
     """The committed results of a checkout; an installed package has none, and writes where it is called."""
     return RESULTS / name if RESULTS.is_dir() else Path(f"vtkernels-{name}")
-
-
-def check_folder(out: Path) -> None:
-    """Hours of measuring must not end in a path that cannot be written."""
-    if not out.parent.is_dir():
-        raise UsageError(f"argument --out: {str(out)!r} is in no folder that exists; make {str(out.parent)!r} first")
 
 
 def load(path: Path) -> list[dict[str, str]]:

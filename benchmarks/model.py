@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from vtkernels.cli import _arguments, _console
 from vtkernels.cli._errors import UsageError, first_line, require
+from vtkernels.cli._files import check_out
 
 from . import model_table
 from .model_table import markdown
@@ -118,13 +119,13 @@ def run(options: argparse.Namespace) -> int:
 
     from vtkernels.cli import _model
 
-    from .harness import RedGate, check_folder, default_out, save
+    from .harness import RedGate, default_out, save
 
     device = _arguments.torch_device(options.device)
     chosen = options.quick or any((options.model, options.shape, options.method, options.keep, options.concurrency))
     out = options.out or (None if chosen else default_out(f"{device.type}_model.csv"))
     if out is not None:
-        check_folder(out)
+        check_out(out)
     threads = torch.get_num_threads()
     torch.set_num_threads(options.threads)
     try:

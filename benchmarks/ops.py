@@ -16,6 +16,7 @@ from vtkernels._schemas import SCHEMAS
 from vtkernels.cli import _arguments
 from vtkernels.cli._console import table
 from vtkernels.cli._errors import UsageError
+from vtkernels.cli._files import check_out
 
 from . import inputs, registry
 from .clock import Clock, Mode, modes
@@ -25,7 +26,6 @@ from .harness import (
     Case,
     RedGate,
     by_case,
-    check_folder,
     default_out,
     in_half,
     measure,
@@ -99,7 +99,7 @@ def run(options: argparse.Namespace) -> int:
     name = device if options.dtype == _DTYPES[0] else f"{device}_{options.dtype}"
     out = options.out or (default_out(f"{name}.csv") if whole else None)
     if out is not None:
-        check_folder(out)
+        check_out(out)
     seconds = options.seconds or (0.2 if options.quick else 2.0)
 
     inputs.dtype = getattr(torch, options.dtype)

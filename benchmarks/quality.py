@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from vtkernels.cli import _arguments, _console
 from vtkernels.cli._errors import require
+from vtkernels.cli._files import check_out
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -72,11 +73,11 @@ def run(options: argparse.Namespace) -> int:
     _arguments.check_seed(options.seed)
     import torch
 
-    from .harness import check_folder, default_out, save
+    from .harness import default_out, save
 
     out = options.out or (None if options.quick else default_out("quality.csv"))
     if out is not None:
-        check_folder(out)
+        check_out(out)
     threads = torch.get_num_threads()
     torch.set_num_threads(options.threads)
     try:

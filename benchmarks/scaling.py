@@ -18,6 +18,7 @@ import torch
 
 import vtkernels as vt
 from vtkernels.cli._errors import UsageError
+from vtkernels.cli._files import check_out
 from vtkernels.cli._stages import PeakMemory
 
 from . import (
@@ -34,7 +35,7 @@ from . import (
 )
 from .clock import Clock, Mode
 from .environment import environment
-from .harness import COLUMNS, FLOOR, OURS, Case, RedGate, Work, check_folder, default_out, measure, results, save
+from .harness import COLUMNS, FLOOR, OURS, Case, RedGate, Work, default_out, measure, results, save
 from .ops import add_device, pretty, use_device
 
 _COLUMNS = ("quantity", "axis", *COLUMNS, "bytes")
@@ -128,7 +129,7 @@ def run(options: argparse.Namespace) -> int:
     whole = not (options.op or options.axis or options.quick or options.no_memory)
     out = options.out or (default_out(f"{device}_scaling.csv") if whole else None)
     if out is not None:
-        check_folder(out)
+        check_out(out)
     axes = {axis: (_QUICK if options.quick else AXES)[axis] for axis in options.axis or AXES}
     seconds = options.seconds or (0.1 if options.quick else 0.4)
     curves = [(op, axis) for op in options.op or SUBJECTS for axis in axes if axis in SUBJECTS[op].axes]

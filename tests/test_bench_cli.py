@@ -84,7 +84,10 @@ def test_a_red_gate_leaves_no_figure_and_fails(run, benchmarks, monkeypatch, tmp
         (("--seconds", "0"), "argument --seconds: 0 is too small; give a number > 0"),
         (("--threads", "0"), "argument --threads: 0 is too small; give a number >= 1"),
         (("--device", "cuda:99"), "argument --device: 'cuda:99' is not there"),
-        (("--out", "nowhere/x.csv"), "argument --out: 'nowhere/x.csv' is in no folder that exists; make 'nowhere' first"),
+        (
+            ("--out", "nowhere/x.csv"),
+            "argument --out: 'nowhere/x.csv' is in a folder 'nowhere' that does not exist",
+        ),
         (("--provider", "magic", "--seconds", "0.01"), "argument --provider: 'magic' timed nothing"),
     ],
 )

@@ -227,7 +227,7 @@ class TestCheckpoint:
         (["--quick", "--text-layers", "3"], "argument --text-layers: 3 is more than the 2 of llava-1.5-7b"),
         (["--model", "./nowhere"], "argument --model: the folder './nowhere' does not exist"),
         (["--model", "x", "--shape", "llava-1.5-7b"], "argument --model: a checkpoint has layers of its own"),
-        (["--quick", "--out", "no/where.csv"], "argument --out: 'no/where.csv' is in no folder that exists"),
+        (["--quick", "--out", "no/where.csv"], "argument --out: 'no/where.csv' is in a folder 'no' that does not exist"),
         (["--device", "tpu"], "argument --device: 'tpu' is no device"),
     ],
 )

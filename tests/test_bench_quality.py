@@ -187,7 +187,7 @@ def test_quick_run_prints_and_saves(tmp_path, capsys, monkeypatch):
 def test_an_output_folder_that_is_not_there_is_said(tmp_path):
     parser = argparse.ArgumentParser()
     quality.add_parser(parser.add_subparsers())
-    with pytest.raises(UsageError, match=r"--out.*no folder that exists"):
+    with pytest.raises(UsageError, match=r"--out.*folder .* that does not exist"):
         quality.run(parser.parse_args(["quality", "--quick", "--out", str(tmp_path / "no" / "q.csv")]))
 
 

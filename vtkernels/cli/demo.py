@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vtkernels.cli import _arguments, _console, _report
 from vtkernels.cli._errors import UsageError, first_line, require
+from vtkernels.cli._files import PICTURES, check_out, replacing
 
 if TYPE_CHECKING:
     import torch
@@ -76,7 +77,7 @@ def run(options: argparse.Namespace, geometry: Geometry | None = None) -> int:
 
     from vtkernels.cli import _picture
 
-    out = _picture.check_out(options.out)
+    out = check_out(options.out, suffixes=PICTURES)
     image = _picture.read(options.image)
     device = _arguments.torch_device(options.device)
     threads = torch.get_num_threads()
@@ -251,7 +252,8 @@ def _draw(subject: Subject, results: list[_report.Result], out: Path) -> None:
     columns = _columns(len(panels))
     drawn = viz.figure(panels, title="Which visual tokens each method keeps", caption=caption, columns=columns)
     try:
-        viz.save(drawn, out)
+        with replacing(out) as part:
+            viz.save(drawn, part)
     except OSError as error:
         raise UsageError(f"argument --out: {str(out)!r} cannot be written ({first_line(error)}); free some space") from None
 

@@ -12,6 +12,7 @@ from typing import Any
 from vtkernels import flops, methods
 from vtkernels.cli import _arguments, _console, _published, _sizes
 from vtkernels.cli._errors import UsageError, first_line, require
+from vtkernels.cli._files import PICTURES, check_out, replacing
 from vtkernels.integrations.transformers.budget import budget
 
 _DEFAULT = "llava-1.5-7b"
@@ -203,11 +204,13 @@ def _plain(
 def _plot(path: str, model: flops.Llava, name: str, keeps: Sequence[int], title: str, setting: dict[str, Any]) -> None:
     require("argument --plot", "viz", "matplotlib", "numpy", "PIL")
     from vtkernels import viz
-    from vtkernels.cli import _picture, _plot
+    from vtkernels.cli import _plot
 
-    out = _picture.check_out(path, "--plot")
+    out = check_out(path, "--plot", suffixes=PICTURES)
     try:
-        viz.save(_plot.draw(model, name, keeps, title=title, **setting), out)
+        drawn = _plot.draw(model, name, keeps, title=title, **setting)
+        with replacing(out) as part:
+            viz.save(drawn, part)
     except OSError as error:
         raise UsageError(f"argument --plot: {path!r} cannot be written ({first_line(error)}); free some space") from None
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from vtkernels.cli import _console
 from vtkernels.cli._errors import UsageError
+from vtkernels.cli._files import check_out, replacing
 
 _EXAMPLES = """examples:
   vtkernels tune --output h200.json
@@ -51,8 +52,7 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError(f"nothing to tune here: triton on a GPU: {state.reason}")
     if _launch.interpreted():
         raise UsageError("nothing to tune here: TRITON_INTERPRET is set, kernels are interpreted; unset it")
-    if not options.output.parent.is_dir():
-        raise UsageError(f"--output: no folder {options.output.parent}")
+    check_out(options.output, "--output")
     arch = _launch.architecture(torch.device("cuda"))
     found, rows = [], []
     for op, label, arguments in workloads(options.op or triton.KERNELS, torch.device("cuda")):
@@ -62,7 +62,8 @@ def run(options: argparse.Namespace) -> int:
             found.append((kernel, shape, best))
             changed = ", ".join(f"{name} {before[name]} -> {best[name]}" for name in best if best[name] != before[name])
             rows.append([kernel, label, changed or "as committed", f"{gain:.2f}x"])
-    options.output.write_text(json.dumps({arch: table(found)}, indent=2) + "\n")
+    with replacing(options.output) as part:
+        part.write_text(json.dumps({arch: table(found)}, indent=2) + "\n")
     _console.table(["kernel", "shape", "change", "op faster"], rows, title=torch.cuda.get_device_name(), left=3)
     print(f"\nwrote {options.output}; use it with VTKERNELS_TRITON_TABLE={options.output}")
     return 0
