@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -192,10 +193,14 @@ def _explained(path: str, trust_remote_code: bool) -> Iterator[None]:
     """A checkpoint that cannot be loaded is an argument that does not work."""
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except UsageError:
+        raise
+    except Exception as error:  # whatever transformers, the hub, safetensors and the unpickler raise at a broken checkpoint
         fix = "give a folder with a LLaVA checkpoint or the name of one on the hub"
         if "trust_remote_code" in str(error) and not trust_remote_code:
             fix = "it brings its own code; add --trust-remote-code if you trust it"
+        elif isinstance(error, pickle.UnpicklingError):
+            fix = "its weights are a pickle of more than tensors, which could run code; give a checkpoint in safetensors"
         raise UsageError(f"argument --model: {path!r} cannot be loaded ({first_line(error)}); {fix}") from None
 
 
