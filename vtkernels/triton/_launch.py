@@ -22,6 +22,9 @@ from torch import Tensor
 
 from vtkernels._ops import qualified
 
+# {architecture: {kernel: [{"up_to": bounds, "use": parameters}, ...]}}
+Table = dict[str, dict[str, list[dict[str, dict[str, Any]]]]]
+
 TABLE = Path(__file__).with_name("launch.json")
 _overrides: dict[str, dict[str, Any]] = {}
 _record: dict[str, tuple[dict[str, int], dict[str, Any]]] | None = None
@@ -119,9 +122,9 @@ def _row(kernel: str, arch: str, shape: tuple[tuple[str, int], ...]) -> dict[str
 
 
 @functools.cache
-def tables() -> tuple[dict[str, Any], ...]:
+def tables() -> tuple[Table, ...]:
     """The user's table, if ``VTKERNELS_TRITON_TABLE`` names one, and the committed table."""
-    committed = json.loads(TABLE.read_text())
+    committed: Table = json.loads(TABLE.read_text())
     path = os.environ.get("VTKERNELS_TRITON_TABLE")
     if not path:
         return (committed,)
@@ -135,7 +138,7 @@ def tables() -> tuple[dict[str, Any], ...]:
     return own, committed
 
 
-def _check_table(path: str, own: Any, committed: dict[str, Any]) -> None:
+def _check_table(path: str, own: Any, committed: Table) -> None:
     """A row that could never be chosen, or a block size the kernel does not have, is an error rather than silence."""
 
     def refuse(what: str) -> None:
