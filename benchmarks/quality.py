@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,6 +116,7 @@ def rows_of(given: Input, keeps: Sequence[int], draws: int) -> Iterable[dict[str
     """All that is measured of one input, without the columns that every row shares."""
     from . import preservation
 
+    assert given.context.features is not None
     gram, attention = preservation.inner_products(given.context.features[0]), given.context.saliency()[0]
     about = dict.fromkeys(MEASURES, gram) | {"attention_mass": attention, "groups_hit": given.labels}
 
@@ -151,6 +152,7 @@ def select(given: Input, name: str, keep: int, draws: int) -> list[Tensor]:
 
     with torch.no_grad():
         if name == GREEDY:
+            assert given.context.features is not None
             similarity = preservation.cosines(preservation.inner_products(given.context.features[0]))
             return [vt.coverage_select(similarity.float()[None], None, keep)[0][0]]
         kind = getattr(vt, name)
@@ -161,13 +163,13 @@ def select(given: Input, name: str, keep: int, draws: int) -> list[Tensor]:
 # ---------------------------------------------------------------------------------------------------------------- the table
 
 
-def mean(rows: Iterable[dict[str, Any]], column: str = "value", **where: Any) -> float | None:
+def mean(rows: Iterable[Mapping[str, Any]], column: str = "value", **where: Any) -> float | None:
     """Mean of a column over the rows with these entries; None where there are none."""
     values = [float(row[column]) for row in rows if all(str(row[k]) == str(v) for k, v in where.items()) and row[column] != ""]
     return statistics.fmean(values) if values else None
 
 
-def summary(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+def summary(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Headers and cells: a row per method, ``192 / 128 / 64`` in every cell."""
     keeps = sorted({int(row["keep"]) for row in rows if row["method"]}, reverse=True)
     headers = [f"kept: {' / '.join(map(str, keeps))} of {rows[0]['keep']}"]
@@ -175,41 +177,44 @@ def summary(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]
     return headers, [[name, *(_cell(rows, name, measure, keeps) for measure in MEASURES)] for name in METHODS]
 
 
-def _cell(rows: Sequence[dict[str, Any]], method: str, measure: str, keeps: Sequence[int]) -> str:
+def _cell(rows: Sequence[Mapping[str, Any]], method: str, measure: str, keeps: Sequence[int]) -> str:
     parts = []
     for keep in keeps:
-        where = {"method": method, "keep": keep, "measure": measure}
+        where: dict[str, Any] = {"method": method, "keep": keep, "measure": measure}
         value, spread = mean(rows, **where), mean(rows, "spread", **where)
         if value is None:
             return "-"
         if measure == "coverage":
             whole = mean(rows, **where | {"method": GREEDY})
+            assert whole is not None  # greedy is always measured
             value, spread = value / whole, spread and spread / whole
         parts.append(f"{value:.2f}" if not spread or spread < 0.005 else f"{value:.2f} ±{spread:.2f}")
     return " / ".join(parts)
 
 
-def legend(rows: Sequence[dict[str, Any]]) -> str:
+def legend(rows: Sequence[Mapping[str, Any]]) -> str:
     """What the table shows."""
     names = list(dict.fromkeys(row["input"] for row in rows))
     draws = max(int(row["draws"]) for row in rows if row["method"] == "Random" and not row["other"])
     return _LEGEND.format(count=len(names), names="; ".join(names), draws=draws)
 
 
-def by_saliency(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+def by_saliency(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Groups hit and coverage of the clustered features at the smallest budget, by what their saliency says."""
     keep = min(int(row["keep"]) for row in rows)
     said = " / ".join(SALIENCIES)
     headers = [f"kept: {keep}, saliency {said}", "groups hit", "coverage"]
     cells = []
     for name in METHODS:
-        where = [{"method": name, "keep": keep, "input": f"clusters, saliency {saliency}"} for saliency in SALIENCIES]
+        where: list[dict[str, Any]] = [
+            {"method": name, "keep": keep, "input": f"clusters, saliency {saliency}"} for saliency in SALIENCIES
+        ]
         values = [[mean(rows, measure=measure, **one) for one in where] for measure in ("groups_hit", "coverage")]
         cells.append([name, *(" / ".join("-" if value is None else f"{value:.2f}" for value in row) for row in values)])
     return headers, cells
 
 
-def markdown(rows: Sequence[dict[str, Any]]) -> str:
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """The tables, what they show, and where the numbers come from."""
     row = rows[0]
     source = f"Seed {row['seed']}, {row['device']}, torch {row['torch']}, {row['time'][:10]}."

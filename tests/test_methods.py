@@ -310,5 +310,7 @@ def test_importing_does_not_import_transformers():
 @pytest.mark.parametrize("call", ["saliency", "attention_profile"])
 def test_a_score_without_its_need_names_the_need(call):
     empty = Context(1, 4, torch.device("cpu"))
-    with pytest.raises(ValueError, match=rf"context.{call}\(\) has nothing to go by; put '{call}' among the needs of the method"):
+    with pytest.raises(
+        ValueError, match=rf"context.{call}\(\) has nothing to go by; put '{call}' among the needs of the method"
+    ):
         getattr(empty, call)()
