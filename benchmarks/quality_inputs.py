@@ -16,7 +16,7 @@ import vtkernels as vt
 from vtkernels.cli import _model, _picture
 from vtkernels.methods import Context, Selection
 
-from .quality import SALIENCIES
+from .quality_table import SALIENCIES
 
 SIDE, PIXELS = 24, 336  # CLIP-L/14-336: a grid of 24 x 24 patches
 TOKENS = SIDE * SIDE

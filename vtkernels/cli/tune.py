@@ -129,7 +129,7 @@ def tune(
                             continue
                         took = time(call)
                     except Exception as error:
-                        if not _refused(error):
+                        if not _launch.refused(error):
                             raise
                         continue
                 if took < _WORTH_IT * fastest:
@@ -145,14 +145,6 @@ def _neighbours(values: dict[str, Any]) -> Iterator[dict[str, Any]]:
         for step in steps:
             if low <= step <= high:
                 yield {**values, name: step}
-
-
-def _refused(error: Exception) -> bool:
-    """What Triton raises for a size a kernel or a device cannot take, by any of its versions."""
-    from triton.compiler.errors import CompilationError
-    from triton.runtime.errors import OutOfResources
-
-    return isinstance(error, CompilationError | OutOfResources)
 
 
 def _results(x: Any) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""Launch parameters from a committed table, and what a launcher has to know of its device. Imports no Triton.
+"""Launch parameters from a committed table, and what a launcher has to know of its device. Importing it imports no Triton.
 
 ``launch.json`` holds, for an architecture (``"sm_90"``, ``"gfx942"``, or ``"default"``) and a kernel, a list of rows in rising
 order: the first row whose ``"up_to"`` covers the shape decides. An architecture without a row takes the default. Nothing is
@@ -179,3 +179,11 @@ def override(kernel: str, **values: Any) -> Iterator[None]:
             del _overrides[kernel]
         else:
             _overrides[kernel] = before
+
+
+def refused(error: Exception) -> bool:
+    """Whether Triton raised it for a size that a kernel or the device cannot take."""
+    from triton.compiler.errors import CompilationError
+    from triton.runtime.errors import OutOfResources
+
+    return isinstance(error, CompilationError | OutOfResources)
