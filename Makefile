@@ -19,8 +19,10 @@ PYTEST = COLUMNS=160 OMP_WAIT_POLICY=passive VTKERNELS_REQUIRE_NATIVE=1 $(BIN)/p
 test: build
 	$(PYTEST)
 
+# Style, types (mypy --strict) and who may import whom (contracts in pyproject.toml).
 lint: build
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/mypy && $(BIN)/lint-imports --no-cache --no-logo
 	$(BIN)/clang-format --dry-run --Werror $(shell find csrc tests/emulator -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 bench: build

@@ -47,7 +47,8 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "python -m benchmarks
     except SystemExit as leave:  # argparse has already written its message
         return int(leave.code or 0)
     try:
-        return modules[options.command].run(options)
+        code: int = modules[options.command].run(options)
+        return code
     except UsageError as error:
         print(f"{prog} {options.command}: error: {error}", file=sys.stderr)
         return 2

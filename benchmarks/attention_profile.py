@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
 
 import vtkernels as vt
 
 from . import floors, inputs, published
+from .clock import Call
 from .harness import Case, Results, Work
 from .registry import Shape
 
@@ -26,9 +28,9 @@ def cases(shapes: Iterable[Shape]) -> Iterator[Case]:
 
 def work(b: int, h: int, t: int, d: int, *, prefix: int = 1, softmax: bool = True) -> Work:
     query, key = inputs.query_key(b, h, t, d)
-    how = {"prefix": prefix, "softmax": softmax}
+    how: dict[str, Any] = {"prefix": prefix, "softmax": softmax}
     moved = query.nbytes + key.nbytes + 8 * b * (t - prefix)
-    providers = {
+    providers: dict[str, Call] = {
         "vtkernels": partial(vt.attention_profile, query, key, **how),
         "published": partial(published.attention_profile, query, key, **how),
         "reference": partial(vt.reference.attention_profile, query, key, **how),

@@ -10,6 +10,7 @@ import torch
 import vtkernels as vt
 
 from . import floors, inputs, published
+from .clock import Call
 from .harness import Case, Results, Work, same_picks
 from .registry import Shape
 
@@ -26,7 +27,7 @@ def cases(shapes: Iterable[Shape]) -> Iterator[Case]:
 
 def work(b: int, h: int, t: int, d: int, k: int) -> Work:
     query, key = inputs.query_key(b, h, t, d)
-    providers = {
+    providers: dict[str, Call] = {
         "vtkernels": partial(vt.attention_topk, query[:, :, 0], key, k),
         "full map": partial(_published, query, key, k),
         "reference": partial(vt.reference.attention_topk, query[:, :, 0], key, k),

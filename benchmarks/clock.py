@@ -79,7 +79,8 @@ class Clock:
         call()
         end.record()
         end.synchronize()
-        return begin.elapsed_time(end)
+        milliseconds: float = begin.elapsed_time(end)
+        return milliseconds
 
 
 def captured(call: Call) -> Call:

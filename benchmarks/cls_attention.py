@@ -10,6 +10,7 @@ import torch
 import vtkernels as vt
 
 from . import floors, inputs, published
+from .clock import Call
 from .harness import Case, Results, Work
 from .registry import Shape
 
@@ -24,7 +25,7 @@ def cases(shapes: Iterable[Shape]) -> Iterator[Case]:
 
 def work(b: int, h: int, t: int, d: int) -> Work:
     query, key = inputs.query_key(b, h, t, d)
-    providers = {
+    providers: dict[str, Call] = {
         "vtkernels": partial(vt.cls_attention, query[:, :, 0], key),
         "full map": partial(published.cls_attention, query, key),
         "reference": partial(vt.reference.cls_attention, query[:, :, 0], key),

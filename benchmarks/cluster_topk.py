@@ -11,6 +11,7 @@ import torch
 import vtkernels as vt
 
 from . import floors, inputs
+from .clock import Call
 from .harness import Case, Results, Work, same_picks
 from .registry import Shape
 
@@ -25,7 +26,7 @@ def work(b: int, n: int, k: int) -> Work:
     x = inputs.features(b, n, 64)
     labels = vt.token_clusters(x, threshold=0.8)
     relevance = vt.prompt_relevance(x, x[:, :20])
-    providers = {
+    providers: dict[str, Call] = {
         "vtkernels": partial(vt.cluster_topk, labels, relevance, k),
         "Python lists": partial(_lists, labels, relevance, k),
         "reference": partial(vt.reference.cluster_topk, labels, relevance, k),

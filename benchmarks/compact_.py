@@ -10,6 +10,7 @@ import torch
 import vtkernels as vt
 
 from . import floors, inputs
+from .clock import Call
 from .harness import Case, Results, Work
 from .registry import Shape
 
@@ -24,7 +25,7 @@ def cases(shapes: Iterable[Shape]) -> Iterator[Case]:
 def work(b: int, n: int, d: int, k: int) -> Work:
     """Every provider works in place, on rows of its own."""
     x, indices = inputs.features(b, n, d), vt.topk_select(inputs.saliency(b, n), k)
-    providers = {
+    providers: dict[str, Call] = {
         "vtkernels": partial(vt.compact_, x.clone(), indices),
         "gather + copy_": partial(_gather_copy, x.clone(), indices),
         "reference": partial(vt.reference.compact_, x.clone(), indices),

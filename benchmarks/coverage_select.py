@@ -10,6 +10,7 @@ from torch.nn.functional import normalize
 import vtkernels as vt
 
 from . import floors, inputs, peers, published
+from .clock import Call
 from .harness import Case, Work
 from .registry import Shape
 from .scope_select import agree
@@ -29,7 +30,7 @@ def cases(shapes: Iterable[Shape]) -> Iterator[Case]:
 def work(b: int, n: int, k: int) -> Work:
     x = normalize(inputs.features(b, n, 256), dim=-1)
     similarity, weight = x @ x.transpose(1, 2), inputs.saliency(b, n)
-    providers = {
+    providers: dict[str, Call] = {
         "vtkernels": partial(vt.coverage_select, similarity, weight, k),
         "published": partial(published.greedy_coverage, similarity, weight, k),
         "reference": partial(vt.reference.coverage_select, similarity, weight, k),
@@ -42,7 +43,7 @@ def facility_location(n: int, k: int) -> Work:
     """No entry is negative: libraries of facility location assume it."""
     x = normalize(inputs.features(1, n, 256), dim=-1)
     similarity = (x @ x.transpose(1, 2)).clamp_min(0)
-    providers = {
+    providers: dict[str, Call] = {
         "vtkernels": partial(vt.coverage_select, similarity, None, k),
         "reference": partial(vt.reference.coverage_select, similarity, None, k),
         **peers.facility_location(similarity, k),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from functools import partial
+from typing import Any
 
 import vtkernels as vt
 
 from . import floors, inputs, published
+from .clock import Call
 from .harness import Case, Results, Work, same_picks
 from .registry import Shape
 
@@ -26,9 +28,9 @@ def cases(shapes: Iterable[Shape]) -> Iterator[Case]:
 
 def work(b: int, n: int, d: int, k: int, *, crops: int = 16, variant: str = "released") -> Work:
     x, a = inputs.features(b, n, d), inputs.saliency(b, n)
-    how = {"crops": crops, "variant": variant}
+    how: dict[str, Any] = {"crops": crops, "variant": variant}
     loop = {"published": partial(published.holov, x, a, k, crops=crops)} if variant == "released" else {}
-    providers = {
+    providers: dict[str, Call] = {
         "vtkernels": partial(vt.crop_topk, a, x, k, **how),
         **loop,  # it has no code that keeps exactly k
         "reference": partial(vt.reference.crop_topk, a, x, k, **how),

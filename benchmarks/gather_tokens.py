@@ -10,6 +10,7 @@ import torch
 import vtkernels as vt
 
 from . import floors, inputs
+from .clock import Call
 from .harness import Case, Results, Work
 from .registry import Shape
 
@@ -23,7 +24,7 @@ def cases(shapes: Iterable[Shape]) -> Iterator[Case]:
 
 def work(b: int, n: int, d: int, k: int) -> Work:
     x, indices = inputs.features(b, n, d), vt.topk_select(inputs.saliency(b, n), k)
-    providers = {
+    providers: dict[str, Call] = {
         "vtkernels": partial(vt.gather_tokens, x, indices),
         "torch.gather": partial(_gather, x, indices),
         "reference": partial(vt.reference.gather_tokens, x, indices),

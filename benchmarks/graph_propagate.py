@@ -10,6 +10,7 @@ import torch
 import vtkernels as vt
 
 from . import floors, inputs, published
+from .clock import Call
 from .harness import Case, Results, Work
 from .registry import Shape
 
@@ -22,7 +23,7 @@ def cases(shapes: Iterable[Shape]) -> Iterator[Case]:
 
 def work(b: int, n: int, d: int) -> Work:
     x = inputs.features(b, n, d)
-    providers = {
+    providers: dict[str, Call] = {
         "vtkernels": partial(vt.graph_propagate, x),
         "published": partial(published.graph_propagate, x),
         "reference": partial(vt.reference.graph_propagate, x),

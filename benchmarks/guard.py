@@ -9,8 +9,9 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,10 +118,11 @@ def guarded(ops: Any) -> Iterator[Case]:
     for case in cases(ops, shape):
         if case.op.partition("(")[0] not in seen:
             seen.add(case.op.partition("(")[0])
-            yield replace(case, build=lambda build=case.build: _few(build()))
+            yield replace(case, build=partial(_few, case.build))
 
 
-def _few(work: Work) -> Work:
+def _few(build: Callable[[], Work]) -> Work:
+    work = build()
     rival = next(name for name in work.providers if name != OURS and not name.endswith(FLOOR))
     return replace(
         work, providers={name: call for name, call in work.providers.items() if name in (OURS, rival, floors.PRODUCT)}
@@ -145,7 +147,8 @@ def violated(found: dict[str, dict[str, float]]) -> list[tuple[str, str]]:
 
 def floor(op: str, provider: str) -> float:
     """What the ratio must not fall below on this machine."""
-    return share() * committed()["ratios"][op][provider]
+    ratio: float = committed()["ratios"][op][provider]
+    return share() * ratio
 
 
 def share() -> float:
@@ -157,7 +160,8 @@ def committed() -> dict[str, Any]:
     """The floors, and where they were taken."""
     if not FILE.exists():
         raise UsageError(f"there is no {FILE}; run with --write on a quiet machine")
-    return json.loads(FILE.read_text())
+    floors: dict[str, Any] = json.loads(FILE.read_text())
+    return floors
 
 
 def write(found: dict[str, dict[str, float]]) -> None:

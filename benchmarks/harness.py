@@ -19,7 +19,7 @@ from vtkernels.cli._errors import first_line
 from vtkernels.cli._files import replacing
 
 from . import inputs
-from .clock import Clock, Mode, captured
+from .clock import Call, Clock, Mode, captured
 from .environment import PLACE, environment, version
 from .peers import PEERS
 
@@ -47,8 +47,15 @@ class Work:
     returns nothing, because it works in place, is judged by its first argument.
     """
 
-    providers: dict[str, Callable[[], Any]]
+    providers: dict[str, Call]
     agree: Callable[[Results, Results], None]
+
+    @property
+    def ours(self) -> partial[Any]:
+        """Our own call, from whose function and arguments others are made."""
+        call = self.providers[OURS]
+        assert isinstance(call, partial)
+        return call
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,7 @@ class Case:
     """One op at one shape: ``build`` makes the inputs, so that a list of cases costs nothing."""
 
     op: str
-    sizes: Mapping[str, int]
+    sizes: dict[str, int]
     build: Callable[[], Work]
     shape: str = ""
     dtype: str = "float32"
@@ -66,7 +73,7 @@ class Case:
 class Timed:
     """A provider of a case while it is measured."""
 
-    call: Callable[[], Any]
+    call: Call
     first: float  # seconds of its first call
     samples: dict[Mode, list[float]] = field(default_factory=dict)
 
@@ -140,10 +147,11 @@ def gate(case: Case, work: Work, clock: Clock) -> dict[str, Timed]:
     return {name: providers[name] for name in work.providers}
 
 
-def results(call: Callable[[], Any]) -> Results:
+def results(call: Call) -> Results:
     """What a call gives, as a tuple; a call in place gives its first argument."""
     got = call()
     if got is None:
+        assert isinstance(call, partial)
         got = call.args[0]
     return got if isinstance(got, tuple) else (got,)
 
@@ -182,7 +190,7 @@ def with_triton(case: Case) -> Case:
 
     def build() -> Work:
         work = case.build()
-        call = work.providers[OURS]
+        call = work.ours
         twin = partial(triton.load(op), *call.args, **call.keywords)
         if op == "compact_":  # in place: on rows of its own, judged by the gate as every provider is
             twin = partial(twin.func, twin.args[0].clone(), *twin.args[1:])
@@ -205,7 +213,7 @@ def in_half(case: Case, dtype: str) -> Case:
         work = case.build()
         if case.op == "compact_":  # rounds nothing
             return work
-        op, call = case.op.partition("(")[0], work.providers[OURS]
+        op, call = case.op.partition("(")[0], work.ours
         want = results(partial(getattr(vtkernels.reference, op), *call.args, **call.keywords))
         try:
             near(results(call), want)

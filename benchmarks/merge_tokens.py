@@ -10,6 +10,7 @@ import torch
 import vtkernels as vt
 
 from . import floors, inputs
+from .clock import Call
 from .harness import Case, Results, Work
 from .registry import Shape
 
@@ -24,7 +25,7 @@ def cases(shapes: Iterable[Shape]) -> Iterator[Case]:
 def work(b: int, n: int, d: int, k: int) -> Work:
     x, indices = inputs.features(b, n, d), vt.topk_select(inputs.saliency(b, n), k)
     slots = vt.route_tokens(x, indices)
-    providers = {
+    providers: dict[str, Call] = {
         "vtkernels": partial(vt.merge_tokens, x, indices, slots),
         "torch.bmm": partial(_product, x, k, slots),
         "index_add": partial(_index_add, x, k, slots),

@@ -150,7 +150,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _cells(options: argparse.Namespace) -> list[Cell]:
     """What to run. On a CPU the default leaves out what takes long, and says so."""
-    shapes = _split("shape", options.shape, _SHAPES) or ("llava-1.5-7b", "llava-next-7b")
+    shapes: tuple[str | None, ...] = _split("shape", options.shape, _SHAPES) or ("llava-1.5-7b", "llava-next-7b")
     keeps = _numbers("keep", options.keep)
     if options.model is not None:
         if options.shape or options.quick or options.vision_layers or options.text_layers:
@@ -173,7 +173,9 @@ def _cells(options: argparse.Namespace) -> list[Cell]:
     return cells
 
 
-def _measure_all(options: argparse.Namespace, names: list[str], cells: list[Cell], device: torch.device) -> list[dict]:
+def _measure_all(
+    options: argparse.Namespace, names: list[str], cells: list[Cell], device: torch.device
+) -> list[dict[str, Any]]:
     import torch
 
     from vtkernels.cli._stages import PeakMemory
@@ -232,11 +234,12 @@ def _subject(options: argparse.Namespace, shape: str | None, dtype: torch.dtype,
 def _cases(subject: Subject, cell: Cell, methods: dict[str, Any], options: argparse.Namespace) -> list[Case]:
     """The cases of a cell, behind a green gate."""
     import vtkernels as vt
+    from vtkernels.cli._model import side_of
 
     from . import model_gate, models
 
     model, config = subject.model, subject.model.config
-    whole = models.crops(config) * models.side_of(config) ** 2
+    whole = models.crops(config) * side_of(config) ** 2
     keeps = sorted(cell.keeps or subject.keeps, reverse=True)
     for keep in keeps:
         _arguments.check_budget(keep, whole)
@@ -244,7 +247,7 @@ def _cases(subject: Subject, cell: Cell, methods: dict[str, Any], options: argpa
     patch, before = config.vision_config.patch_size, models.visual_tokens(config)
 
     def stock(method: str, keep: int | None, model: Any) -> Case:
-        side = models.side_of(model.config) * patch
+        side = side_of(model.config) * patch
         image = f"{side} px" if models.crops(config) == 1 else f"5 x {side} px"
         batch = models.inputs(model, cell.concurrency, options.text_tokens, options.seed)
         return Case(method, keep, model, batch, image, before, models.visual_tokens(model.config))

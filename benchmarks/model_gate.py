@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import vtkernels as vt
+from vtkernels.cli._model import side_of
 
 from . import models, selectors
 from .harness import RedGate
@@ -67,7 +68,7 @@ def check_by_hand(model: Any, batch: dict[str, Tensor], keep: int) -> None:
 
 def _places(config: Any) -> Tensor:
     """int64 [candidates]: where each stands among the unpruned visual tokens. A row of LLaVA-NeXT's grid ends in a newline."""
-    side = models.side_of(config)
+    side = side_of(config)
     if models.crops(config) == 1:
         return torch.arange(side**2)
     grid = torch.arange(2 * side * (2 * side + 1)).view(2 * side, 2 * side + 1)[:, :-1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ _BRIEF = ("method", "selection (p20 to p80)")
 class Measured:
     """A method at a budget: its rows of the CSV by stage."""
 
-    stages: dict[str, dict[str, Any]]
+    stages: dict[str, Mapping[str, Any]]
 
     def __getitem__(self, column: str) -> str:
         """What is the same in all its rows."""
@@ -48,7 +48,7 @@ class Measured:
         return int(self["keep"]) if self["keep"] else None
 
 
-def groups(rows: Iterable[dict[str, Any]]) -> dict[tuple[str, int], list[Measured]]:
+def groups(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, int], list[Measured]]:
     """(model, concurrency) -> its cases in the order they were measured in, the unpruned one first."""
     found: dict[tuple[str, int], dict[tuple[str, str], Measured]] = {}
     for row in rows:
@@ -87,7 +87,7 @@ def cells(cases: Sequence[Measured]) -> tuple[list[str], list[list[str]]]:
     return [*_HEADERS, *(name.format(star) for name in _DERIVED)], rows
 
 
-def markdown(rows: Sequence[dict[str, Any]], *, brief: bool = False) -> str:
+def markdown(rows: Sequence[Mapping[str, Any]], *, brief: bool = False) -> str:
     """A table for each model and concurrency; ``brief``: of each model one, of its smallest budget, and fewer columns."""
     parts, seen = [], set()
     for (model, _), cases in groups(rows).items():

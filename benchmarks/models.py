@@ -20,7 +20,7 @@ from vtkernels.cli._model import side_of
 _LLAVA_7B = _model.Geometry(
     vision_layers=24, text_width=4096, text_heads=32, text_ffn=11008, text_layers=32, vocabulary=32064, image_token=32000
 )
-_13B = {"text_width": 5120, "text_heads": 40, "text_ffn": 13824, "text_layers": 40}
+_13B: dict[str, Any] = {"text_width": 5120, "text_heads": 40, "text_ffn": 13824, "text_layers": 40}
 # Layer shapes of the published checkpoints, at full depth.
 SHAPES = {
     "llava-1.5-7b": _LLAVA_7B,
@@ -209,5 +209,5 @@ def faster_dtype() -> torch.dtype:
     return min((torch.float32, torch.bfloat16), key=seconds)
 
 
-def _several(value: Any) -> tuple:
+def _several(value: Any) -> tuple[Any, ...]:
     return tuple(value) if isinstance(value, (list, tuple)) else (value,)

@@ -10,7 +10,7 @@ from typing import Any
 
 from vtkernels.cli._errors import UsageError
 
-from . import model_table, plots, quality, registry, scaling
+from . import model_table, plots, quality_table, registry, scaling
 from .environment import threads
 from .harness import OURS, RESULTS, by_case, load
 from .ops import in_words
@@ -111,5 +111,5 @@ BLOCKS = (
     Block(BENCHMARKS, "shapes", "cpu.csv", shapes),
     Block(BENCHMARKS, "scaling", "cpu_scaling.csv", lambda rows: f"{scaling.markdown(rows)}\n\n{taken(rows)}"),
     Block(BENCHMARKS, "model", "cpu_model.csv", model_table.markdown),
-    Block(BENCHMARKS, "quality", "quality.csv", quality.markdown),
+    Block(BENCHMARKS, "quality", "quality.csv", quality_table.markdown),
 )

@@ -10,7 +10,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from . import style
-from .quality import GREEDY, METHODS, mean
+from .quality_table import GREEDY, METHODS, mean
 
 # Baselines in grey, so that the methods stand out.
 _COLOURS = {

@@ -37,15 +37,15 @@ def draw(rows: Sequence[Mapping[str, str]], *, axis: str, quantity: str) -> Figu
                           wspace=0.1, hspace=0.22)  # fmt: skip
     sizes = sorted({x for curve in curves for x, _ in curve.ours})
     values = [y / _unit(curve) for curve in curves for _, y in (*curve.ours, *curve.floor) if y > 0]
-    for place, axes in enumerate(panels.flat):
-        if place >= len(curves):
+    for panel, axes in enumerate(panels.flat):
+        if panel >= len(curves):
             axes.set_visible(False)
             continue
-        _panel(axes, curves[place])
+        _panel(axes, curves[panel])
         axes.set_xscale("log", base=2)
         axes.set_xticks(sizes, [str(size) for size in sizes], fontsize=8)
         axes.minorticks_off()
-        if place + columns >= len(curves):
+        if panel + columns >= len(curves):
             axes.tick_params(labelbottom=True)
             axes.set_xlabel(name, fontsize=10, color=style.MUTED)
     panels[0, 0].set_ylim(min(values) / 2, max(values) * (max(values) / min(values)) ** 0.3)  # room for the legends

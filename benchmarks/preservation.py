@@ -37,7 +37,8 @@ def attention_mass(attention: Tensor, kept: Tensor) -> float:
 def effective_tokens(attention: Tensor) -> float:
     """Exponential of the entropy of attention [N] over the patches: N if it is flat, 1 if one token has it all."""
     attention = attention.double()
-    return torch.special.entr(attention / attention.sum()).sum().exp().item()
+    entropy: Tensor = torch.special.entr(attention / attention.sum()).sum()
+    return entropy.exp().item()
 
 
 def span_error(gram: Tensor, kept: Tensor) -> float:
@@ -64,7 +65,8 @@ def nearest_error(gram: Tensor, kept: Tensor) -> float:
 
 def groups_hit(labels: Tensor, kept: Tensor) -> float:
     """Share of the groups that have a kept token, by int64 labels [N]."""
-    return labels[kept].unique().numel() / labels.unique().numel()
+    hit, groups = (len(x.unique()) for x in (labels[kept], labels))
+    return hit / groups
 
 
 def overlap(a: Tensor, b: Tensor) -> float:

@@ -10,6 +10,7 @@ import torch
 import vtkernels as vt
 
 from . import floors, inputs
+from .clock import Call
 from .harness import Case, Results, Work
 from .registry import Shape
 
@@ -27,7 +28,7 @@ def cases(shapes: Iterable[Shape]) -> Iterator[Case]:
 def work(b: int, n: int, d: int, reduce: str = "max") -> Work:
     x, text = inputs.features(b, n, d), inputs.features(b, WORDS, d, seed=3)
     floor = floors.product(x, text.transpose(1, 2)) if reduce == "max" else floors.copy(x.nbytes + text.nbytes + 4 * b * n)
-    providers = {
+    providers: dict[str, Call] = {
         "vtkernels": partial(vt.prompt_relevance, x, text, reduce=reduce),
         "torch operators": partial(_operators, x, text, reduce),
         "reference": partial(vt.reference.prompt_relevance, x, text, reduce=reduce),

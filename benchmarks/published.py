@@ -40,7 +40,7 @@ def cls_attention(query: Tensor, key: Tensor) -> Tensor:
 
     ``query`` is that of all T tokens.
     """
-    attention = (query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5).softmax(-1)
+    attention: Tensor = (query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5).softmax(-1)
     return attention[:, :, 0, 1:].mean(1)
 
 
@@ -107,7 +107,7 @@ def _holov(x: Tensor, a: Tensor, k: int, crops: int, beta: float) -> Tensor:
         quota[weight.topk(min(int(rest), len(runs))).indices] += 1
     kept = []
     for c, (start, mine) in enumerate(runs):
-        q = quota[c].item()
+        q = int(quota[c])
         if q >= len(mine):
             kept.append(start + torch.arange(len(mine), device=x.device))
         elif q > 0:

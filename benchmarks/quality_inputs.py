@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ import vtkernels as vt
 from vtkernels.cli import _model, _picture
 from vtkernels.methods import Context, Selection
 
-from .quality import SALIENCIES
+from .quality_table import SALIENCIES
 
 SIDE, PIXELS = 24, 336  # CLIP-L/14-336: a grid of 24 x 24 patches
 TOKENS = SIDE * SIDE
@@ -262,6 +263,6 @@ def inputs(seed: int, *, quick: bool = False) -> Iterator[Callable[[], Input]]:
     """Everything that is measured, to be made when needed; ``quick``: one of each family."""
     chosen = (("textures",), FEATURES[:1]) if quick else (tuple(IMAGES), FEATURES)
     for name in chosen[0]:
-        yield lambda name=name: image(name, seed)
+        yield partial(image, name, seed)
     for structure, saliency in chosen[1]:
-        yield lambda structure=structure, saliency=saliency: features(structure, saliency, seed)
+        yield partial(features, structure, saliency, seed)

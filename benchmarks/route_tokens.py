@@ -10,6 +10,7 @@ import torch
 import vtkernels as vt
 
 from . import floors, inputs
+from .clock import Call
 from .harness import Case, Results, Work
 from .registry import Shape
 
@@ -24,7 +25,7 @@ def cases(shapes: Iterable[Shape]) -> Iterator[Case]:
 def work(b: int, n: int, d: int, k: int) -> Work:
     x, indices = inputs.features(b, n, d), vt.topk_select(inputs.saliency(b, n), k)
     labels = vt.token_clusters(x, threshold=0.7)
-    providers = {
+    providers: dict[str, Call] = {
         "vtkernels": partial(vt.route_tokens, x, indices, labels),
         "torch operators": partial(_operators, x, indices, labels),
         "reference": partial(vt.reference.route_tokens, x, indices, labels),

@@ -8,6 +8,7 @@ from functools import partial
 import vtkernels as vt
 
 from . import floors, inputs, published
+from .clock import Call
 from .harness import Case, Results, Work, same_picks
 from .registry import Shape
 
@@ -22,7 +23,7 @@ def cases(shapes: Iterable[Shape]) -> Iterator[Case]:
 
 def work(b: int, n: int, width: int, rows: int) -> Work:
     scores = inputs.saliency(b, n)
-    providers = {
+    providers: dict[str, Call] = {
         "vtkernels": partial(vt.row_topk, scores, rows, width=width),
         "published": partial(published.row_topk, scores, rows, width),
         "reference": partial(vt.reference.row_topk, scores, rows, width=width),

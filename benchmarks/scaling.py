@@ -205,7 +205,7 @@ def _profile(point: Point) -> Work:
     """The reference stores a map per head: one head at a time it fits at every size here."""
     heads = point.D // _HEADS
     work = attention_profile.work(point.B, heads, point.N + 1, _HEADS)
-    query, key = work.providers[OURS].args
+    query, key = work.ours.args
 
     def by_head() -> tuple[torch.Tensor, ...]:
         parts = [vt.reference.attention_profile(query[:, h, None], key[:, h, None]) for h in range(heads)]

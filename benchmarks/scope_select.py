@@ -8,6 +8,7 @@ from functools import partial
 import vtkernels as vt
 
 from . import floors, inputs, published
+from .clock import Call
 from .harness import Case, Results, Work, same_picks
 from .registry import Shape
 
@@ -21,7 +22,7 @@ def cases(shapes: Iterable[Shape]) -> Iterator[Case]:
 
 def work(b: int, n: int, d: int, k: int) -> Work:
     x, a = inputs.features(b, n, d), inputs.saliency(b, n)
-    providers = {
+    providers: dict[str, Call] = {
         "vtkernels": partial(vt.scope_select, x, a, k),
         "published": partial(published.scope, x, a, k),
         "reference": partial(vt.reference.scope_select, x, a, k),

@@ -38,6 +38,7 @@ class _Published:
 
 def _saliency(context: Context) -> Tensor:
     """From the full map of one layer. The published code has all layers return theirs, and gives up fused attention for it."""
+    assert context.queries is not None and context.key is not None  # among the needs
     saliency = published.cls_attention(context.queries, context.key)
     return saliency if context.arrange is None else context.arrange(saliency)
 
@@ -50,6 +51,7 @@ class PublishedScope(_Published):
     policy = vt.Scope.policy
 
     def choose(self, context: Context, k: int) -> Tensor:
+        assert context.features is not None  # among the needs
         return published.scope(context.features, _saliency(context), k)
 
 
@@ -61,6 +63,7 @@ class PublishedHoloV(_Published):
     policy = vt.HoloV.policy
 
     def choose(self, context: Context, k: int) -> Tensor:
+        assert context.projected is not None  # among the needs
         return published.holov(context.projected, _saliency(context), k)
 
 
@@ -72,6 +75,7 @@ class PublishedGPrune(_Published):
     policy = vt.GPrune.policy
 
     def choose(self, context: Context, k: int) -> Tensor:
+        assert context.projected is not None  # among the needs
         return published.graph_propagate(context.projected).topk(k).indices
 
 
@@ -83,6 +87,7 @@ class PublishedFoPru(_Published):
     policy = vt.FoPru.policy
 
     def choose(self, context: Context, k: int) -> Tensor:
+        assert context.queries is not None and context.key is not None  # among the needs
         received, given = published.attention_profile(context.queries, context.key)
         if context.arrange is not None:
             received, given = context.arrange(received), context.arrange(given)
@@ -152,4 +157,5 @@ def gates(members: dict[str, Any]) -> list[Gate]:
 def in_float32(context: Context) -> Context:
     """The context with every capture in float32."""
     captures = {field.name: getattr(context, field.name) for field in fields(context)}
-    return replace(context, **{n: x.float() for n, x in captures.items() if isinstance(x, Tensor) and x.is_floating_point()})
+    exact: dict[str, Any] = {name: x.float() for name, x in captures.items() if isinstance(x, Tensor) and x.is_floating_point()}
+    return replace(context, **exact)

@@ -11,6 +11,7 @@ from torch import Tensor
 import vtkernels as vt
 
 from . import floors, inputs
+from .clock import Call
 from .harness import Case, Results, Work
 from .registry import Shape
 
@@ -25,7 +26,7 @@ def cases(shapes: Iterable[Shape]) -> Iterator[Case]:
 
 def work(b: int, n: int, d: int) -> Work:
     x = inputs.features(b, n, d)
-    providers = {
+    providers: dict[str, Call] = {
         "vtkernels": partial(vt.token_clusters, x, threshold=THRESHOLD),
         "label propagation": partial(_propagate, x),
         "reference": partial(vt.reference.token_clusters, x, threshold=THRESHOLD),

@@ -10,6 +10,7 @@ import torch
 import vtkernels as vt
 
 from . import floors, inputs
+from .clock import Call
 from .harness import Case, Results, Work, same_picks
 from .registry import Shape
 
@@ -22,7 +23,7 @@ def cases(shapes: Iterable[Shape]) -> Iterator[Case]:
 
 def work(b: int, n: int, k: int) -> Work:
     scores = inputs.saliency(b, n)
-    providers = {
+    providers: dict[str, Call] = {
         "vtkernels": partial(vt.topk_select, scores, k),
         "torch.topk": partial(_topk, scores, k),
         "torch.topk + sort": partial(_topk_sort, scores, k),

@@ -13,7 +13,7 @@ import torch
 pytest.importorskip("transformers")
 pytest.importorskip("PIL")
 
-from benchmarks import plots_quality, preservation, quality, quality_inputs
+from benchmarks import plots_quality, preservation, quality, quality_inputs, quality_table
 from benchmarks.harness import RESULTS
 from vtkernels.cli._errors import UsageError
 
@@ -96,7 +96,9 @@ def test_features_have_the_structure_that_they_promise(structure, saliency):
 
 
 def test_saliency_is_the_same_attention_on_other_tokens():
-    agrees, independent, contradicts = (quality_inputs.features("clusters", saliency, 0) for saliency in quality.SALIENCIES)
+    agrees, independent, contradicts = (
+        quality_inputs.features("clusters", saliency, 0) for saliency in quality_table.SALIENCIES
+    )
     sizes = agrees.labels.bincount()[agrees.labels].double()
 
     def crowding(given):
@@ -125,7 +127,7 @@ def test_a_picture_reaches_the_methods_as_vt_prune_shows_it():
     c = given.context
     assert c.grid == (24, 24) and c.features.shape == (1, 576, 1024) and c.prefix == 1 and c.prompt is not None
     assert preservation.effective_tokens(c.saliency()[0]) < 300  # far from flat
-    assert [len(quality.select(given, name, 64, draws=2)) for name in ("Scope", "Random", quality.GREEDY)] == [1, 2, 1]
+    assert [len(quality.select(given, name, 64, draws=2)) for name in ("Scope", "Random", quality_table.GREEDY)] == [1, 2, 1]
 
 
 def test_a_row_of_the_committed_results_comes_out_again():
@@ -152,16 +154,16 @@ def test_the_committed_results_are_complete():
             measured = {
                 row["method"] for row in rows if (row["input"], row["keep"], row["measure"]) == (name, str(keep), "coverage")
             }
-            assert measured == set(quality.METHODS)
-    greedy = quality.mean(rows, method=quality.GREEDY, measure="coverage", keep=64)
-    random = quality.mean(rows, method="Random", measure="coverage", keep=64)
+            assert measured == set(quality_table.METHODS)
+    greedy = quality_table.mean(rows, method=quality_table.GREEDY, measure="coverage", keep=64)
+    random = quality_table.mean(rows, method="Random", measure="coverage", keep=64)
     assert 0 < random < greedy <= 1
 
 
 def test_table_and_picture_are_made_from_rows_alone():
     rows = _committed()
-    table = quality.markdown(rows)
-    assert all(f"| {name} |" in table for name in quality.METHODS)
+    table = quality_table.markdown(rows)
+    assert all(f"| {name} |" in table for name in quality_table.METHODS)
     assert "192 / 128 / 64 of 576" in table and "±" in table and "saliency agrees / independent / contradicts" in table
     drawn = plots_quality.draw(rows)
     titles = " ".join(axes.get_title("left") for axes in drawn.axes)

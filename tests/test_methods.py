@@ -305,3 +305,12 @@ def test_any_object_with_the_two_members_is_a_method():
 def test_importing_does_not_import_transformers():
     code = "import sys, vtkernels, vtkernels.methods, vtkernels.integrations; assert 'transformers' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("call", ["saliency", "attention_profile"])
+def test_a_score_without_its_need_names_the_need(call):
+    empty = Context(1, 4, torch.device("cpu"))
+    with pytest.raises(
+        ValueError, match=rf"context.{call}\(\) has nothing to go by; put '{call}' among the needs of the method"
+    ):
+        getattr(empty, call)()

@@ -8,7 +8,7 @@ reads no tensor data, so that it also runs on fake tensors and on any device; wh
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -19,7 +19,16 @@ _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _INTS = (torch.int32, torch.int64)
 
 
-def scope_select(features, saliency, k, *, alpha=1.0, combine="multiply", lengths=None, sort=True):
+def scope_select(
+    features: Tensor,
+    saliency: Tensor | None,
+    k: int,
+    *,
+    alpha: float = 1.0,
+    combine: str = "multiply",
+    lengths: Tensor | None = None,
+    sort: bool = True,
+) -> None:
     op = qualified("scope_select")
     _tensor(op, "features", features, "B, N, D", floats=True)
     b, n, _ = features.shape
@@ -33,7 +42,15 @@ def scope_select(features, saliency, k, *, alpha=1.0, combine="multiply", length
     _lengths(op, lengths, b, ("features", features))
 
 
-def coverage_select(similarity, weight, k, *, combine="multiply", lengths=None, sort=True):
+def coverage_select(
+    similarity: Tensor,
+    weight: Tensor | None,
+    k: int,
+    *,
+    combine: str = "multiply",
+    lengths: Tensor | None = None,
+    sort: bool = True,
+) -> None:
     op = qualified("coverage_select")
     _tensor(op, "similarity", similarity, "B, M, N", floats=True)
     b, _, n = similarity.shape
@@ -44,7 +61,9 @@ def coverage_select(similarity, weight, k, *, combine="multiply", lengths=None, 
     _lengths(op, lengths, b, ("similarity", similarity))
 
 
-def graph_propagate(features, *, threshold=0.5, temperature=0.03, iterations=5, lengths=None):
+def graph_propagate(
+    features: Tensor, *, threshold: float = 0.5, temperature: float = 0.03, iterations: int = 5, lengths: Tensor | None = None
+) -> None:
     op = qualified("graph_propagate")
     _tensor(op, "features", features, "B, N, D", floats=True)
     _number(op, "threshold", threshold, "a number")
@@ -59,30 +78,55 @@ def graph_propagate(features, *, threshold=0.5, temperature=0.03, iterations=5, 
     _lengths(op, lengths, features.shape[0], ("features", features))
 
 
-def cls_attention(query, key, *, scale=None, prefix=1, reduce="mean", lengths=None):
+def cls_attention(
+    query: Tensor,
+    key: Tensor,
+    *,
+    scale: float | None = None,
+    prefix: int = 1,
+    reduce: str = "mean",
+    lengths: Tensor | None = None,
+) -> None:
     op = qualified("cls_attention")
     _attention(op, query, key, scale, prefix, lengths)
     _option(op, "reduce", reduce, ("mean", "sum"))
 
 
-def attention_profile(query, key, *, scale=None, prefix=1, softmax=True, lengths=None):
+def attention_profile(
+    query: Tensor,
+    key: Tensor,
+    *,
+    scale: float | None = None,
+    prefix: int = 1,
+    softmax: bool = True,
+    lengths: Tensor | None = None,
+) -> None:
     _attention(qualified("attention_profile"), query, key, scale, prefix, lengths, dims="B, H, T, d")
 
 
-def topk_select(scores, k, *, lengths=None, sort=True):
+def topk_select(scores: Tensor, k: int, *, lengths: Tensor | None = None, sort: bool = True) -> None:
     op = qualified("topk_select")
     _tensor(op, "scores", scores, "B, N", floats=True)
     _budget(op, k, "N", scores.shape[1])
     _lengths(op, lengths, scores.shape[0], ("scores", scores))
 
 
-def attention_topk(query, key, k, *, scale=None, prefix=1, lengths=None, sort=True):
+def attention_topk(
+    query: Tensor,
+    key: Tensor,
+    k: int,
+    *,
+    scale: float | None = None,
+    prefix: int = 1,
+    lengths: Tensor | None = None,
+    sort: bool = True,
+) -> None:
     op = qualified("attention_topk")
     _attention(op, query, key, scale, prefix, lengths)
     _budget(op, k, "T - prefix", key.shape[2] - prefix)
 
 
-def row_topk(scores, rows, *, width, sort=True):
+def row_topk(scores: Tensor, rows: int, *, width: int, sort: bool = True) -> None:
     op = qualified("row_topk")
     _tensor(op, "scores", scores, "B, N", floats=True)
     n = scores.shape[1]
@@ -96,7 +140,17 @@ def row_topk(scores, rows, *, width, sort=True):
         raise ValueError(f"{op}: rows must be between 0 and N / width = {n // width}, got {rows}")
 
 
-def crop_topk(attention, features, k, *, crops=16, beta=0.09, variant="released", lengths=None, sort=True):
+def crop_topk(
+    attention: Tensor,
+    features: Tensor | None,
+    k: int,
+    *,
+    crops: int = 16,
+    beta: float = 0.09,
+    variant: str = "released",
+    lengths: Tensor | None = None,
+    sort: bool = True,
+) -> None:
     op = qualified("crop_topk")
     _tensor(op, "attention", attention, "B, N", floats=True)
     b, n = attention.shape
@@ -116,7 +170,7 @@ def crop_topk(attention, features, k, *, crops=16, beta=0.09, variant="released"
     _lengths(op, lengths, b, ("attention", attention))
 
 
-def token_clusters(features, *, threshold, lengths=None):
+def token_clusters(features: Tensor, *, threshold: float, lengths: Tensor | None = None) -> None:
     op = qualified("token_clusters")
     _tensor(op, "features", features, "B, N, D", floats=True)
     _number(op, "threshold", threshold, "a number")
@@ -125,7 +179,7 @@ def token_clusters(features, *, threshold, lengths=None):
     _lengths(op, lengths, features.shape[0], ("features", features))
 
 
-def prompt_relevance(vision, text, *, text_lengths=None, reduce="max"):
+def prompt_relevance(vision: Tensor, text: Tensor, *, text_lengths: Tensor | None = None, reduce: str = "max") -> None:
     op = qualified("prompt_relevance")
     _tensor(op, "vision", vision, "B, N, D", floats=True)
     _tensor(op, "text", text, "B, T, D", floats=True)
@@ -138,7 +192,9 @@ def prompt_relevance(vision, text, *, text_lengths=None, reduce="max"):
     _option(op, "reduce", reduce, ("max", "mean"))
 
 
-def cluster_topk(labels, relevance, k, *, pool=0.5, lengths=None, sort=True):
+def cluster_topk(
+    labels: Tensor, relevance: Tensor, k: int, *, pool: float = 0.5, lengths: Tensor | None = None, sort: bool = True
+) -> None:
     op = qualified("cluster_topk")
     _int64(op, "labels", labels, "B, N")
     b, n = labels.shape
@@ -150,7 +206,7 @@ def cluster_topk(labels, relevance, k, *, pool=0.5, lengths=None, sort=True):
     _lengths(op, lengths, b, ("labels", labels))
 
 
-def route_tokens(features, indices, labels=None, *, lengths=None):
+def route_tokens(features: Tensor, indices: Tensor, labels: Tensor | None = None, *, lengths: Tensor | None = None) -> None:
     op = qualified("route_tokens")
     _tensor(op, "features", features, "B, N, D", floats=True)
     b, n, _ = features.shape
@@ -160,20 +216,20 @@ def route_tokens(features, indices, labels=None, *, lengths=None):
     _lengths(op, lengths, b, ("features", features))
 
 
-def merge_tokens(tokens, indices, assignment):
+def merge_tokens(tokens: Tensor, indices: Tensor, assignment: Tensor) -> None:
     op = qualified("merge_tokens")
     _tensor(op, "tokens", tokens, "B, N, D", floats=True)
     _indices(op, indices, tokens)
     _int64(op, "assignment", assignment, "B, N", shape=tokens.shape[:2], like=("tokens", tokens))
 
 
-def gather_tokens(tokens, indices):
+def gather_tokens(tokens: Tensor, indices: Tensor) -> None:
     op = qualified("gather_tokens")
     _tensor(op, "tokens", tokens, "B, N, D", floats=True)
     _indices(op, indices, tokens)
 
 
-def compact_(tokens, indices):
+def compact_(tokens: Tensor, indices: Tensor) -> None:
     op = qualified("compact_")
     _tensor(op, "tokens", tokens, "B, N, D", floats=True)
     _indices(op, indices, tokens)
@@ -183,18 +239,18 @@ def compact_(tokens, indices):
     _writable(op, "tokens", tokens)
 
 
-def _in_range(op, tokens, indices):
+def _in_range(op: str, tokens: Tensor, indices: Tensor) -> None:
     n = tokens.shape[1]
     wrong = indices[(indices < -1) | (indices >= n)]
     if wrong.numel():
         raise ValueError(f"{op}: indices must be -1 or in [0, N) with N = {n}, got {wrong[0].item()}")
 
 
-def _gather_tokens_data(tokens, indices):
+def _gather_tokens_data(tokens: Tensor, indices: Tensor) -> None:
     _in_range(qualified("gather_tokens"), tokens, indices)
 
 
-def _compact_data(tokens, indices):
+def _compact_data(tokens: Tensor, indices: Tensor) -> None:
     op = qualified("compact_")
     _in_range(op, tokens, indices)
     key = indices.masked_fill(indices == -1, torch.iinfo(torch.int64).max)
@@ -202,11 +258,13 @@ def _compact_data(tokens, indices):
         raise ValueError(f"{op}: indices must be ascending and distinct, with -1 only at the end")
 
 
-def _route_tokens_data(features, indices, labels=None, *, lengths=None):
+def _route_tokens_data(
+    features: Tensor, indices: Tensor, labels: Tensor | None = None, *, lengths: Tensor | None = None
+) -> None:
     _in_range(qualified("route_tokens"), features, indices)
 
 
-def _merge_tokens_data(tokens, indices, assignment):
+def _merge_tokens_data(tokens: Tensor, indices: Tensor, assignment: Tensor) -> None:
     op = qualified("merge_tokens")
     _in_range(op, tokens, indices)
     k = indices.shape[1]
@@ -216,7 +274,7 @@ def _merge_tokens_data(tokens, indices, assignment):
 
 
 # Checked on the CPU alone, where a look at the data costs no synchronisation.
-DATA = {
+DATA: dict[str, Callable[..., None]] = {
     "gather_tokens": _gather_tokens_data,
     "compact_": _compact_data,
     "route_tokens": _route_tokens_data,
@@ -224,7 +282,7 @@ DATA = {
 }
 
 
-def out(op, out, dtype, shape, like):
+def out(op: str, out: Tensor, dtype: torch.dtype, shape: Sequence[int], like: Tensor) -> None:
     """The caller's buffer of an ``.out`` overload: never resized, cast or moved."""
     op = qualified(op)
     shape = tuple(shape)
@@ -236,7 +294,16 @@ def out(op, out, dtype, shape, like):
     _writable(op, "out", out)
 
 
-def _tensor(op, name, x, dims, *, floats=False, shape=None, like=None):
+def _tensor(
+    op: str,
+    name: str,
+    x: object,
+    dims: str,
+    *,
+    floats: bool = False,
+    shape: Sequence[int] | None = None,
+    like: tuple[str, Tensor] | None = None,
+) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"{op}: {name} must be a tensor, got {type(x).__name__}")
     if x.dim() != dims.count(",") + 1:
@@ -249,16 +316,18 @@ def _tensor(op, name, x, dims, *, floats=False, shape=None, like=None):
         raise ValueError(f"{op}: {name} must be on {like[1].device} like {like[0]}, got {x.device}")
 
 
-def _writable(op, name, x):
+def _writable(op: str, name: str, x: Tensor) -> None:
     if x.numel() and any(stride == 0 and size > 1 for stride, size in zip(x.stride(), x.shape, strict=True)):
         raise ValueError(f"{op}: {name} must not be an expanded view, it is written in place")
 
 
-def _attention(op, query, key, scale, prefix, lengths, *, dims="B, H, d"):
+def _attention(
+    op: str, query: Tensor, key: Tensor, scale: float | None, prefix: int, lengths: Tensor | None, *, dims: str = "B, H, d"
+) -> None:
     _tensor(op, "query", query, dims, floats=True)
     _tensor(op, "key", key, "B, H, T, d", floats=True)
-    b, h, *t, d = query.shape
-    t = t[0] if t else key.shape[2]
+    b, h, *rows, d = query.shape
+    t = rows[0] if rows else key.shape[2]
     if tuple(key.shape) != (b, h, t, d):
         raise ValueError(f"{op}: key must have shape [B, H, T, d] = {_list((b, h, t, d))}, got {_list(key.shape)}")
     if h < 1 or d < 1:
@@ -277,19 +346,19 @@ def _attention(op, query, key, scale, prefix, lengths, *, dims="B, H, d"):
     _lengths(op, lengths, b, ("query", query))
 
 
-def _number(op, name, x, takes):
+def _number(op: str, name: str, x: object, takes: str) -> None:
     """Fails only for what torch's own argument parser refuses, in words that are no use to the caller."""
     if isinstance(x, bool) or not (hasattr(x, "__index__") or (takes == "a number" and hasattr(x, "__float__"))):
         raise TypeError(f"{op}: {name} must be {takes}, got {type(x).__name__}")
 
 
-def _budget(op, k, what, n):
+def _budget(op: str, k: int, what: str, n: int) -> None:
     _number(op, "k", k, "an integer")
     if not 0 <= k <= n:
         raise ValueError(f"{op}: k must be between 0 and {what} = {n}, got {k}")
 
 
-def _lengths(op, lengths, b, like, *, name="lengths"):
+def _lengths(op: str, lengths: Tensor | None, b: int, like: tuple[str, Tensor], *, name: str = "lengths") -> None:
     if lengths is None:
         return
     _tensor(op, name, lengths, "B")
@@ -298,19 +367,21 @@ def _lengths(op, lengths, b, like, *, name="lengths"):
     _tensor(op, name, lengths, "B", shape=(b,), like=like)
 
 
-def _int64(op, name, x, dims, *, shape=None, like=None):
+def _int64(
+    op: str, name: str, x: Tensor, dims: str, *, shape: Sequence[int] | None = None, like: tuple[str, Tensor] | None = None
+) -> None:
     _tensor(op, name, x, dims)
     if x.dtype != torch.int64:
         raise TypeError(f"{op}: {name} must be int64, got {_name(x.dtype)}")
     _tensor(op, name, x, dims, shape=shape, like=like)
 
 
-def _indices(op, indices, tokens, *, like="tokens"):
+def _indices(op: str, indices: Tensor, tokens: Tensor, *, like: str = "tokens") -> None:
     _int64(op, "indices", indices, "B, K")
     _tensor(op, "indices", indices, "B, K", shape=(tokens.shape[0], indices.shape[1]), like=(like, tokens))
 
 
-def _option(op, name, value, choices):
+def _option(op: str, name: str, value: object, choices: Sequence[str]) -> None:
     if value not in choices:
         raise ValueError(f"{op}: {name} must be {' or '.join(repr(c) for c in choices)}, got {value!r}")
 

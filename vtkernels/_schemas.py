@@ -7,6 +7,8 @@ Start reading here. What an op computes is in ``reference/<op>.py``, what it acc
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -15,6 +17,8 @@ from vtkernels import _checks
 from vtkernels._ops import NAMESPACE, ops, qualified
 from vtkernels.reference.gather_tokens import gather_tokens
 from vtkernels.reference.merge_tokens import members
+
+Kernel = Callable[..., Any]  # what the dispatcher calls: arguments and result as the schema says
 
 SCHEMAS = {
     # Weighted greedy facility location on cosine similarity. [B,N,D], [B,N] -> int64 [B,k]
@@ -75,87 +79,96 @@ OUT = {
 DIFFERENTIABLE = {"gather_tokens", "merge_tokens"}  # in their tokens
 
 
-def _scope_select(features, saliency, k, **_):
+def _scope_select(features: Tensor, saliency: Tensor | None, k: int, **_: object) -> Tensor:
     return features.new_empty((features.shape[0], k), dtype=torch.int64)
 
 
-def _coverage_select(similarity, weight, k, **_):
+def _coverage_select(similarity: Tensor, weight: Tensor | None, k: int, **_: object) -> tuple[Tensor, Tensor]:
     shape = (similarity.shape[0], k)
     return similarity.new_empty(shape, dtype=torch.int64), similarity.new_empty(shape, dtype=torch.float32)
 
 
-def _graph_propagate(features, **_):
+def _graph_propagate(features: Tensor, **_: object) -> tuple[Tensor, Tensor]:
     shape = features.shape[:2]
     return features.new_empty(shape, dtype=torch.float32), features.new_empty(shape, dtype=torch.int32)
 
 
-def _cls_attention(query, key, *, prefix=1, **_):
+def _cls_attention(query: Tensor, key: Tensor, *, prefix: int = 1, **_: object) -> Tensor:
     return key.new_empty((key.shape[0], key.shape[2] - prefix), dtype=torch.float32)
 
 
-def _attention_profile(query, key, *, prefix=1, **_):
+def _attention_profile(query: Tensor, key: Tensor, *, prefix: int = 1, **_: object) -> tuple[Tensor, Tensor]:
     return _cls_attention(query, key, prefix=prefix), _cls_attention(query, key, prefix=prefix)
 
 
-def _topk_select(scores, k, **_):
+def _topk_select(scores: Tensor, k: int, **_: object) -> Tensor:
     return scores.new_empty((scores.shape[0], k), dtype=torch.int64)
 
 
-def _attention_topk(query, key, k, *, prefix=1, **_):
+def _attention_topk(query: Tensor, key: Tensor, k: int, *, prefix: int = 1, **_: object) -> tuple[Tensor, Tensor]:
     return key.new_empty((key.shape[0], k), dtype=torch.int64), _cls_attention(query, key, prefix=prefix)
 
 
-def _row_topk(scores, rows, *, width, **_):
+def _row_topk(scores: Tensor, rows: int, *, width: int, **_: object) -> Tensor:
     return scores.new_empty((scores.shape[0], rows * width), dtype=torch.int64)
 
 
-def _crop_topk(attention, features, k, **_):
+def _crop_topk(attention: Tensor, features: Tensor | None, k: int, **_: object) -> Tensor:
     return attention.new_empty((attention.shape[0], k), dtype=torch.int64)
 
 
-def _token_clusters(features, **_):
+def _token_clusters(features: Tensor, **_: object) -> Tensor:
     return features.new_empty(features.shape[:2], dtype=torch.int64)
 
 
-def _prompt_relevance(vision, text, **_):
+def _prompt_relevance(vision: Tensor, text: Tensor, **_: object) -> Tensor:
     return vision.new_empty(vision.shape[:2], dtype=torch.float32)
 
 
-def _cluster_topk(labels, relevance, k, **_):
+def _cluster_topk(labels: Tensor, relevance: Tensor, k: int, **_: object) -> Tensor:
     return labels.new_empty((labels.shape[0], k))
 
 
-def _route_tokens(features, indices, labels=None, **_):
+def _route_tokens(features: Tensor, indices: Tensor, labels: Tensor | None = None, **_: object) -> Tensor:
     return features.new_empty(features.shape[:2], dtype=torch.int64)
 
 
-def _merge_tokens(tokens, indices, assignment):
+def _merge_tokens(tokens: Tensor, indices: Tensor, assignment: Tensor) -> Tensor:
     return _gather_tokens(tokens, indices)
 
 
-def _gather_tokens(tokens, indices):
+def _gather_tokens(tokens: Tensor, indices: Tensor) -> Tensor:
     return tokens.new_empty((tokens.shape[0], indices.shape[1], tokens.shape[2]))
 
 
-def _compact_(tokens, indices):
+def _compact_(tokens: Tensor, indices: Tensor) -> None:
     return None
 
 
-SHAPES = {name: globals()[f"_{name}"] for name in SCHEMAS}
+SHAPES: dict[str, Kernel] = {name: globals()[f"_{name}"] for name in SCHEMAS}
 
 
-def _gather_tokens_backward(ctx, grad: Tensor):
+class _Context(Protocol):
+    """What autograd hands from the forward to the backward pass."""
+
+    saved_tensors: tuple[Tensor, ...]
+    n: int
+
+    def save_for_backward(self, *tensors: Tensor) -> None: ...
+
+
+def _gather_tokens_backward(ctx: _Context, grad: Tensor) -> tuple[Tensor, None]:
     (indices,) = ctx.saved_tensors
     return _rows_back(grad, indices, ctx.n), None
 
 
-def _gather_tokens_context(ctx, inputs, output):
+def _gather_tokens_context(ctx: _Context, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
     tokens, indices = inputs
     ctx.n = tokens.shape[1]
     ctx.save_for_backward(indices)
 
 
-def _merge_tokens_backward(ctx, grad: Tensor):
+def _merge_tokens_backward(ctx: _Context, grad: Tensor) -> tuple[Tensor, None, None]:
     # a kept token gets the gradient of its own slots, any other that of the slot that absorbs it, each over the count
     indices, assignment = ctx.saved_tensors
     absorbed, count = members(indices, assignment)
@@ -163,7 +176,7 @@ def _merge_tokens_backward(ctx, grad: Tensor):
     return gather_tokens(share, absorbed) + _rows_back(share, indices, assignment.shape[1]), None, None
 
 
-def _merge_tokens_context(ctx, inputs, output):
+def _merge_tokens_context(ctx: _Context, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
     ctx.save_for_backward(*inputs[1:])
 
 
@@ -177,10 +190,10 @@ def _rows_back(grad: Tensor, indices: Tensor, n: int) -> Tensor:
     return zeros.scatter_add(1, rows, grad)
 
 
-def _refuse_gradient(name: str, mutated: str, overload):
+def _refuse_gradient(name: str, mutated: str, overload: torch._ops.OpOverload) -> Kernel:
     """Autograd answer of an op that writes into an argument: that argument must not require grad."""
 
-    def kernel(*args, **kwargs):
+    def kernel(*args: Any, **kwargs: Any) -> Any:
         target = kwargs[mutated] if mutated in kwargs else args[0]
         if target is not None and target.requires_grad:
             raise RuntimeError(
@@ -193,10 +206,10 @@ def _refuse_gradient(name: str, mutated: str, overload):
     return kernel
 
 
-def _bump_version(mutated: str, overload):
+def _bump_version(mutated: str, overload: torch._ops.OpOverload) -> Kernel:
     """Views and saved tensors of a mutated argument must notice the write."""
 
-    def kernel(keyset, *args, **kwargs):
+    def kernel(keyset: torch._C.DispatchKeySet, *args: Any, **kwargs: Any) -> None:
         target = kwargs[mutated] if mutated in kwargs else args[0]
         with torch._C._AutoDispatchBelowADInplaceOrView():
             overload.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, *args, **kwargs)
@@ -205,22 +218,22 @@ def _bump_version(mutated: str, overload):
     return kernel
 
 
-def _checked(name: str):
+def _checked(name: str) -> Kernel:
     """Shape function: the op's checks, then the empty result."""
     check, shape = getattr(_checks, name), SHAPES[name]
 
     @functools.wraps(shape)
-    def fake(*args, **kwargs):
+    def fake(*args: Any, **kwargs: Any) -> Any:
         check(*args, **kwargs)
         return shape(*args, **kwargs)
 
     return fake
 
 
-def _checked_out(name: str):
+def _checked_out(name: str) -> Kernel:
     fake = _checked(name)
 
-    def fake_out(*args, out, **kwargs):
+    def fake_out(*args: Any, out: Tensor, **kwargs: Any) -> None:
         like = fake(*args, **kwargs)
         _checks.out(name, out, OUT[name], like.shape, like)
 

@@ -10,15 +10,15 @@ from __future__ import annotations
 import importlib.util
 import os
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Any, NoReturn
 
 import torch
 
 from vtkernels import _checks, _load, reference, triton
 from vtkernels._ops import NAMESPACE, qualified
-from vtkernels._schemas import LIBRARY, OUT, SCHEMAS, SHAPES
+from vtkernels._schemas import LIBRARY, OUT, SCHEMAS, SHAPES, Kernel
 from vtkernels.triton import _launch
 
 BACKENDS = ("native", "triton", "reference")
@@ -133,8 +133,8 @@ def _overloads() -> list[str]:
     return [*SCHEMAS, *(f"{name}.out" for name in OUT)]
 
 
-def _missing(op: str, name: str, device: str, reason: str = ""):
-    def kernel(*args, **kwargs):
+def _missing(op: str, name: str, device: str, reason: str = "") -> Kernel:
+    def kernel(*args: Any, **kwargs: Any) -> NoReturn:
         raise RuntimeError(
             f"{qualified(op)} has no {name} kernel on {device}{reason and f' ({reason})'}; use vtkernels.backend('auto') or "
             f"VTKERNELS_BACKEND=auto, which runs another backend there"
@@ -143,12 +143,12 @@ def _missing(op: str, name: str, device: str, reason: str = ""):
     return kernel
 
 
-def _reference(op: str):
+def _reference(op: str) -> Kernel:
     """The op's reference as a dispatcher kernel."""
     return _dispatched(op, getattr(reference, op.removesuffix(".out")))
 
 
-def _triton(op: str, device: str):
+def _triton(op: str, device: str) -> Kernel:
     """The op's Triton kernel as a dispatcher kernel, or one that says why there is none."""
     name = op.removesuffix(".out")
     if name not in triton.KERNELS:
@@ -158,23 +158,23 @@ def _triton(op: str, device: str):
     return _dispatched(op, _launcher(name))
 
 
-def _automatic_triton(op: str):
+def _automatic_triton(op: str) -> Kernel:
     """Triton on a GPU without native kernels; float64, for which it has none, runs in the reference."""
     name = op.removesuffix(".out")
     launcher, definition = _launcher(name), getattr(reference, name)
 
-    def function(*args, **kwargs):
+    def function(*args: Any, **kwargs: Any) -> Any:
         wide = any(isinstance(x, torch.Tensor) and x.dtype == torch.float64 for x in (*args, *kwargs.values()))
         return (definition if wide else launcher)(*args, **kwargs)
 
     return _dispatched(op, function)
 
 
-def _launcher(name: str) -> Callable:
+def _launcher(name: str) -> Kernel:
     """The op's launcher, loaded at the first call, on the device of its input: Triton launches on the current one."""
-    launch = None
+    launch: Kernel | None = None
 
-    def function(*args, **kwargs):
+    def function(*args: Any, **kwargs: Any) -> Any:
         nonlocal launch
         launch = launch or triton.load(name)
         if not args[0].is_cuda:
@@ -185,22 +185,22 @@ def _launcher(name: str) -> Callable:
     return function
 
 
-def _dispatched(op: str, function: Callable):
+def _dispatched(op: str, function: Kernel) -> Kernel:
     """``function`` as a dispatcher kernel: checks first, and never recorded by autograd."""
     name = op.removesuffix(".out")
 
-    def check(*args, **kwargs):
+    def check(*args: Any, **kwargs: Any) -> None:
         getattr(_checks, name)(*args, **kwargs)
         if name in _checks.DATA and args[0].device.type == "cpu":
             _checks.DATA[name](*args, **kwargs)
 
     @torch.no_grad()
-    def kernel(*args, **kwargs):
+    def kernel(*args: Any, **kwargs: Any) -> Any:
         check(*args, **kwargs)
         return function(*args, **kwargs)
 
     @torch.no_grad()
-    def kernel_out(*args, out, **kwargs):
+    def kernel_out(*args: Any, out: torch.Tensor, **kwargs: Any) -> None:
         check(*args, **kwargs)
         _checks.out(name, out, OUT[name], SHAPES[name](*args, **kwargs).shape, args[0])
         out.copy_(function(*args, **kwargs))

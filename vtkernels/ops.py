@@ -8,7 +8,7 @@ equal scores.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, overload
 
 from torch import Tensor
 
@@ -672,9 +672,31 @@ def compact_(tokens: Tensor, indices: Tensor) -> None:
         >>> tokens.flatten()
         tensor([2., 3., 3.])
     """
-    return _run("compact_", tokens, indices)
+    _run("compact_", tokens, indices)
 
 
+_One = Literal[
+    "cls_attention",
+    "cluster_topk",
+    "crop_topk",
+    "gather_tokens",
+    "merge_tokens",
+    "prompt_relevance",
+    "route_tokens",
+    "row_topk",
+    "scope_select",
+    "token_clusters",
+    "topk_select",
+]
+_Two = Literal["attention_profile", "attention_topk", "coverage_select", "graph_propagate"]
+
+
+@overload
+def _run(name: _One, *args: Any, out: Tensor | None = None, **kwargs: Any) -> Tensor: ...
+@overload
+def _run(name: _Two, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]: ...
+@overload
+def _run(name: Literal["compact_"], *args: Any) -> None: ...
 def _run(name: str, *args: Any, out: Tensor | None = None, **kwargs: Any) -> Any:
     op = getattr(ops, name)
     try:

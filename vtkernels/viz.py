@@ -176,7 +176,8 @@ def _kept(indices: Tensor | Iterable[int], rows: int, columns: int) -> np.ndarra
 
 def _edges(pixels: int, parts: int) -> np.ndarray:
     """The parts + 1 borders of a length cut into parts as equal as whole pixels allow."""
-    return np.linspace(0, pixels, parts + 1).round().astype(np.int64)
+    edges: np.ndarray = np.linspace(0, pixels, parts + 1).round().astype(np.int64)
+    return edges
 
 
 def _outline(

@@ -57,7 +57,8 @@ def main(argv: Sequence[str] | None = None, *, geometry: Geometry | None = None)
     try:
         if options.command == "demo":
             return demo.run(options, geometry)
-        return {"bench": bench, "flops": flops, "info": info, "tune": tune}[options.command].run(options)
+        code: int = {"bench": bench, "flops": flops, "info": info, "tune": tune}[options.command].run(options)
+        return code
     except UsageError as error:
         print(f"vtkernels {options.command}: error: {error}", file=sys.stderr)
         return 2

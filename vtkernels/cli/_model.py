@@ -20,7 +20,10 @@ from vtkernels.cli._errors import UsageError, first_line
 
 MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]  # CLIP's
 _BOS, _IMAGE, _VOCABULARY = 256, 257, 320  # a prompt is its UTF-8 bytes
-KINDS = {"llava": transformers.LlavaForConditionalGeneration, "llava_next": transformers.LlavaNextForConditionalGeneration}
+KINDS: dict[str, Any] = {  # classes whose configs have nothing in common
+    "llava": transformers.LlavaForConditionalGeneration,
+    "llava_next": transformers.LlavaNextForConditionalGeneration,
+}
 
 
 @dataclass(frozen=True)
@@ -153,7 +156,8 @@ def checkpoint(
     prompt_length = inputs["input_ids"].shape[1]
 
     def decode(sequence: Tensor) -> str:
-        return processor.tokenizer.decode(sequence[prompt_length:], skip_special_tokens=True).strip()
+        answer: str = processor.tokenizer.decode(sequence[prompt_length:], skip_special_tokens=True)
+        return answer.strip()
 
     return Subject(path, model, dict(inputs), picture, side_of(model.config), decode)
 
@@ -169,7 +173,8 @@ def checkpoint_model(path: str, *, dtype: torch.dtype, device: torch.device, tru
 
 def side_of(config: Any) -> int:
     """Patches along one side of the picture."""
-    return config.vision_config.image_size // config.vision_config.patch_size
+    side: int = config.vision_config.image_size // config.vision_config.patch_size
+    return side
 
 
 @contextmanager
@@ -209,4 +214,5 @@ def _chat(processor: Any, prompt: str) -> str:
     if not getattr(processor, "chat_template", None):
         return f"USER: <image>\n{prompt} ASSISTANT:"
     content = [{"type": "image"}, {"type": "text", "text": prompt}]
-    return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    text: str = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    return text

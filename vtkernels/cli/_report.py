@@ -46,11 +46,12 @@ class Result:
 
     def median(self, stage: str) -> float:
         """Median of a stage in milliseconds."""
-        return statistics.median(getattr(sample, stage) for sample in self.samples)
+        values: list[float] = [getattr(sample, stage) for sample in self.samples]
+        return statistics.median(values)
 
     def spread(self, stage: str) -> float:
         """Half the interquartile range of a stage in milliseconds; 0 for a single run."""
-        values = sorted(getattr(sample, stage) for sample in self.samples)
+        values: list[float] = sorted(getattr(sample, stage) for sample in self.samples)
         if len(values) < 2:
             return 0.0
         low, _, high = statistics.quantiles(values, n=4, method="inclusive")

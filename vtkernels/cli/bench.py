@@ -21,7 +21,8 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Hand over to ``python -m benchmarks``."""
     main = importlib.import_module(f"{package()}.__main__").main
-    return main(options.arguments, prog="vtkernels bench")
+    code: int = main(options.arguments, prog="vtkernels bench")
+    return code
 
 
 def package() -> str:

@@ -129,7 +129,8 @@ def collect() -> dict[str, Any]:
 def _version(package: str) -> str | None:
     """From the metadata: importing triton or transformers just for a number costs seconds, or fails."""
     if package == "torch":
-        return sys.modules["torch"].__version__
+        loaded: str = sys.modules["torch"].__version__
+        return loaded
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

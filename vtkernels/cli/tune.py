@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import sys
@@ -58,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
     for op, label, arguments in workloads(options.op or triton.KERNELS, torch.device("cuda")):
         print(f"{op} {label} ...", file=sys.stderr, flush=True)
         launch = triton.load(op)
-        for kernel, shape, before, best, gain in tune(lambda f=launch, a=arguments: f(**a), timed):
+        for kernel, shape, before, best, gain in tune(functools.partial(launch, **arguments), timed):
             found.append((kernel, shape, best))
             changed = ", ".join(f"{name} {before[name]} -> {best[name]}" for name in best if best[name] != before[name])
             rows.append([kernel, label, changed or "as committed", f"{gain:.2f}x"])
@@ -129,7 +130,7 @@ def tune(
                             continue
                         took = time(call)
                     except Exception as error:
-                        if not _refused(error):
+                        if not _launch.refused(error):
                             raise
                         continue
                 if took < _WORTH_IT * fastest:
@@ -145,14 +146,6 @@ def _neighbours(values: dict[str, Any]) -> Iterator[dict[str, Any]]:
         for step in steps:
             if low <= step <= high:
                 yield {**values, name: step}
-
-
-def _refused(error: Exception) -> bool:
-    """What Triton raises for a size a kernel or a device cannot take, by any of its versions."""
-    from triton.compiler.errors import CompilationError
-    from triton.runtime.errors import OutOfResources
-
-    return isinstance(error, CompilationError | OutOfResources)
 
 
 def _results(x: Any) -> tuple[Any, ...]:
@@ -173,7 +166,7 @@ def timed(call: Callable[[], Any]) -> float:
     """Median milliseconds of a call on the device, host work hidden by several calls in flight."""
     import torch
 
-    samples = []
+    samples: list[float] = []
     for _ in range(7):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
@@ -191,7 +184,7 @@ def table(found: list[tuple[str, dict[str, int], dict[str, Any]]]) -> dict[str, 
     for kernel, shape, best in found:
         kernels.setdefault(kernel, {})[tuple(shape.items())] = best
     rows = {}
-    for kernel, best in kernels.items():
-        *rest, last = sorted(best, key=lambda shape: [size for _, size in shape])
-        rows[kernel] = [{"up_to": dict(shape), "use": best[shape]} for shape in rest] + [{"use": best[last]}]
+    for kernel, shapes in kernels.items():
+        *rest, last = sorted(shapes, key=lambda shape: [size for _, size in shape])
+        rows[kernel] = [{"up_to": dict(shape), "use": shapes[shape]} for shape in rest] + [{"use": shapes[last]}]
     return rows

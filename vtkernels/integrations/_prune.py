@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vtkernels.integrations.llava import OriginalPruning, recognises
 from vtkernels.integrations.transformers import visuals_of
@@ -69,8 +69,9 @@ def prune(
         >>> out = model.generate(**processor(images=image, text=prompt, return_tensors="pt"))  # doctest: +SKIP
         >>> pruning.last.indices  # doctest: +SKIP
     """
-    if hasattr(model, "get_base_model"):  # PEFT
-        model = model.get_base_model()
+    inside: Any = getattr(model, "get_base_model", None)
+    if inside is not None:  # PEFT
+        model = inside()
     original = recognises(model)
     visuals = () if original else visuals_of(model)
     if isinstance(method, type):

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NoReturn, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +39,8 @@ _TOKENWISE = re.compile(r"linear|identity|mlp\d+x_\w*gelu")
 
 def recognises(model: nn.Module) -> bool:
     """Whether a model is one of the code base's, with its vision modules."""
-    return all(callable(getattr(model, name, None)) for name in _MEMBERS) and hasattr(model.get_model(), "mm_projector")
+    members: list[Any] = [getattr(model, name, None) for name in _MEMBERS]
+    return all(map(callable, members)) and hasattr(members[0](), "mm_projector")
 
 
 @dataclass
@@ -79,9 +79,10 @@ class OriginalPruning(Pruning):
 
     def attach(self) -> OriginalPruning:
         """Attach to the model, wholly or not at all."""
+        model: Any = self.model
         try:
-            self.attachments.wrap(self.model, "generate", self._generate)
-            hook_projector(self.model.get_model().mm_projector, self.attachments)
+            self.attachments.wrap(model, "generate", self._generate)
+            hook_projector(model.get_model().mm_projector, self.attachments)
             for visual in self._visuals:
                 visual.attach(self.attachments)
         except BaseException:
@@ -90,7 +91,7 @@ class OriginalPruning(Pruning):
         vars(self.model)[MARK] = self
         return self
 
-    def measure(self) -> AbstractContextManager:
+    def measure(self) -> NoReturn:
         """Not on this code base.
 
         Raises:
@@ -106,8 +107,8 @@ class OriginalPruning(Pruning):
     def prompt_of(self, visual: Visual, images: int, device: torch.device) -> dict[str, Tensor]:
         """The prompt captures of ``images`` that are being encoded."""
         call = _CALL.get()
-        ours = call is not None and call.visual is visual
-        with holding(TEXT, {visual.kind: self._text_of(call.arguments, images)} if ours else None):
+        ours = call if call is not None and call.visual is visual else None
+        with holding(TEXT, None if ours is None else {visual.kind: self._text_of(ours.arguments, images)}):
             return super().prompt_of(visual, images, device)
 
     def _text_of(self, arguments: dict[str, Any], images: int) -> Text:
@@ -143,14 +144,17 @@ class OriginalImages(AnyresImages, LlavaImages):
 
     def __init__(self, pruning: Pruning) -> None:
         self.pruning = pruning
-        self.wrapper = pruning.model.get_vision_tower()
+        model: Any = pruning.model
+        self.wrapper = model.get_vision_tower()
         self.tower = Tower(_vision_model(self.wrapper))
+        self.clip = self.aspect.startswith("anyres")  # whether images have tokens of variable number
         self._layouts: dict[Any, Layout] = {}
         self._said = False
 
     @property
-    def core(self) -> nn.Module:
-        return self.pruning.model.get_model()
+    def core(self) -> Any:
+        model: Any = self.pruning.model
+        return model.get_model()
 
     @property
     def config(self) -> Any:
@@ -195,11 +199,6 @@ class OriginalImages(AnyresImages, LlavaImages):
                 f"mlp2x_gelu and others like it), and a projector of whole grids cannot be given fewer tokens"
             )
         super().check()
-
-    @property
-    def clip(self) -> bool:
-        """Whether images have tokens of variable number."""
-        return self.aspect.startswith("anyres")
 
     # ---------------------------------------------------------------------------------------------- the images
 
@@ -273,18 +272,19 @@ class OriginalImages(AnyresImages, LlavaImages):
 
     def _order(self, crops: list[Tensor], sizes: Tensor, newline: Tensor) -> Tensor:
         """What the code base's own preparation makes of crops [C, P, 1] of an image."""
-        (height, width), (crops,) = sizes[0].tolist(), crops
-        model = self.pruning.model
-        core = _twin(self.core, image_newline=newline, embed_tokens=lambda ids: crops.new_zeros(len(ids), 1))
+        (height, width), (indices,) = sizes[0].tolist(), crops
+        model: Any = self.pruning.model
+        core = _twin(self.core, image_newline=newline, embed_tokens=lambda ids: indices.new_zeros(len(ids), 1))
         config = _twin(model.config, tokenizer_model_max_length=None)  # which cuts prompts off
-        blind = _twin(model, model=core, get_model=lambda: core, encode_images=lambda images: crops, config=config)
+        blind = _twin(model, model=core, get_model=lambda: core, encode_images=lambda images: indices, config=config)
         prompt = torch.tensor([[IMAGE_TOKEN, 0]])  # of a single id the code base makes nothing
-        pixels = [crops.new_zeros(len(crops), 3, 1, 1)]
+        pixels = [indices.new_zeros(len(indices), 3, 1, 1)]
         unused = dict.fromkeys(("position_ids", "attention_mask", "past_key_values", "labels"))
         prepared = type(model).prepare_inputs_labels_for_multimodal(
             blind, input_ids=prompt, images=pixels, image_sizes=[(width, height)], **unused
         )
-        return prepared[4][0, :-1].cpu()
+        embedded: Tensor = prepared[4]
+        return embedded[0, :-1].cpu()
 
     # ---------------------------------------------------------------------------------------------- the calls
 
@@ -341,7 +341,7 @@ def _twin(original: Any, **attributes: Any) -> Any:
     return twin
 
 
-def _are_single(images: Any) -> bool:
+def _are_single(images: Any) -> TypeGuard[Tensor]:
     """Whether images come without a dimension of crops: [images, 3, H, W]."""
     return isinstance(images, Tensor) and images.dim() == 4
 
@@ -363,7 +363,8 @@ def _vision_model(wrapper: Any) -> nn.Module:
         )
     if hasattr(wrapper, "s2_scales"):
         raise TypeError(f"vt.prune: unsupported vision tower {name}, which looks at an image in several sizes")
-    return wrapper.vision_tower
+    tower: nn.Module = wrapper.vision_tower
+    return tower
 
 
 def _special_ids(model: nn.Module) -> set[int]:

@@ -60,14 +60,27 @@ class Context:
 
         Args:
             reduce: over heads, ``"mean"`` or ``"sum"``.
+
+        Raises:
+            ValueError: the method's ``needs`` do not hold it.
         """
-        if self.query is not None:
+        if self.query is not None and self.key is not None:
             return self._arranged(ops.cls_attention(self.query, self.key, prefix=self.prefix, reduce=reduce))
+        if self.queries is None or self.key is None:
+            raise ValueError("context.saliency() has nothing to go by; put 'saliency' among the needs of the method")
         received = ops.attention_profile(self.queries, self.key, prefix=self.prefix)[0]
         return self._arranged(received * self.key.shape[1] if reduce == "sum" else received)
 
     def attention_profile(self, *, softmax: bool = True) -> tuple[Tensor, Tensor]:
-        """What each candidate receives and gives, two float32 [B, N] (needs ``"attention_profile"``)."""
+        """What each candidate receives and gives, two float32 [B, N] (needs ``"attention_profile"``).
+
+        Raises:
+            ValueError: the method's ``needs`` do not hold it.
+        """
+        if self.queries is None or self.key is None:
+            raise ValueError(
+                "context.attention_profile() has nothing to go by; put 'attention_profile' among the needs of the method"
+            )
         received, given = ops.attention_profile(self.queries, self.key, prefix=self.prefix, softmax=softmax)
         return self._arranged(received), self._arranged(given)
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
+from torch import Tensor
 
 from vtkernels import ops
 from vtkernels.methods._base import Context, Selection
 
 _WORD = 0xFFFFFFFF
+_Words = TypeVar("_Words", int, Tensor)
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class TopAttention:
 
     def select(self, context: Context, k: int) -> Selection:
         """Scores are the attention."""
-        if context.query is not None and context.arrange is None:
+        if context.query is not None and context.key is not None and context.arrange is None:
             return Selection(*ops.attention_topk(context.query, context.key, k, prefix=context.prefix))
         saliency = context.saliency()
         return Selection(ops.topk_select(saliency, k), saliency)
@@ -80,7 +82,7 @@ class Uniform:
         return Selection(middle.expand(context.batch, -1).contiguous())
 
 
-def _mix(x):
+def _mix(x: _Words) -> _Words:
     """The 32-bit finaliser of MurmurHash3 (public domain): a bijection in which every input bit moves every output bit."""
     x = x ^ (x >> 16)
     x = x * 0x85EBCA6B & _WORD

@@ -71,7 +71,7 @@ class FoPru:
             raise ValueError(f"FoPru: strategy 'row' keeps whole rows of {width} tokens, got keep = {keep}; take {nearest}")
         return int(keep)
 
-    def step(self, grid: tuple[int, int] | None) -> int:
+    def step(self, grid: tuple[int, int]) -> int:
         """A crop keeps whole rows too."""
         return 1 if self.strategy == "rank" else grid[1]
 
@@ -82,6 +82,7 @@ class FoPru:
         if self.strategy == "rank":
             return Selection(ops.topk_select(significance, k), significance)
         k = self.kept_tokens(k, context.tokens, context.grid)
+        assert context.grid is not None  # kept_tokens refuses candidates without a grid
         width = context.grid[1]
         return Selection(ops.row_topk(significance, k // width, width=width), significance)
 

@@ -63,6 +63,7 @@ class GPrune:
 
     def select(self, context: Context, k: int) -> Selection:
         """Scores are what the tokens hold, over their degree."""
+        assert context.projected is not None  # among the needs
         scores, _ = ops.graph_propagate(
             context.projected, threshold=self.threshold, temperature=self.temperature, iterations=self.iterations
         )

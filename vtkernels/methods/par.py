@@ -88,8 +88,11 @@ class PAR:
 
     def _same_space(self, context: Context) -> tuple[Tensor, Tensor, Tensor]:
         """Visual tokens, prompt vectors and how many of these each prompt has."""
+        assert context.projected is not None and context.prompt_lengths is not None  # among the needs
         if self.text_encoder is None:
+            assert context.prompt is not None
             return context.projected, context.prompt, context.prompt_lengths
+        assert context.prompt_ids is not None
         text = self.text_encoder(context.prompt_ids)
         text, lengths = text if isinstance(text, tuple) else (text, context.prompt_lengths)
         project = getattr(self.text_encoder, "project", None)

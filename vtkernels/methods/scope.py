@@ -45,6 +45,7 @@ class Scope:
 
     def select(self, context: Context, k: int) -> Selection:
         """Scores are the saliency."""
+        assert context.features is not None  # among the needs
         saliency = context.saliency(reduce="sum")
         indices = ops.scope_select(context.features, saliency, k, alpha=self.alpha, combine=self.combine)
         return Selection(indices, saliency)

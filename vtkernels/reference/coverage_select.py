@@ -41,4 +41,6 @@ def coverage_select(
         chosen = c[rows, :, pick].unsqueeze(-1).masked_fill(~found[:, None, None], 0)
         covered = torch.maximum(covered, chosen)
         alive[rows, pick] = False
-    return ascending(indices, gains) if sort else (indices, gains)
+    if sort:
+        indices, gains = ascending(indices, gains)
+    return indices, gains

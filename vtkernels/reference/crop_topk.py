@@ -47,6 +47,7 @@ def crop_topk(
     variance = None if features is None else _variance(features, position, inside, size).to(a.dtype)
     spread = None if variance is None else variance.sum(2) / size.clamp_min(1)
     if variant == "paper":
+        assert variance is not None and spread is not None  # the checks refuse "paper" without features
         gamma = mean / (spread + _EPS)
         slot = home * width + (token - start.gather(1, home)).clamp(0, width - 1)
         rank_by = rank_by + gamma.gather(1, home) * variance.flatten(1).gather(1, slot)

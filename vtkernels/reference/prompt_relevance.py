@@ -24,5 +24,5 @@ def _cosine(vision: Tensor, directions: Tensor) -> Tensor:
     """[B, N, T]: the long side is not normalised but its products are divided by its norms, which saves a copy of it."""
     good = usable(vision).unsqueeze(2)
     v = working(vision)
-    norm = v.norm(dim=-1, keepdim=True).masked_fill(~good, 1)
+    norm: Tensor = v.norm(dim=-1, keepdim=True).masked_fill(~good, 1)
     return ((v @ directions.transpose(1, 2)) / norm).masked_fill(~good, 0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from typing import Any
 
 # Ops with a kernel. Why the others have none: docs/backends.md.
 KERNELS = (
@@ -24,6 +25,7 @@ KERNELS = (
 )
 
 
-def load(op: str) -> Callable:
+def load(op: str) -> Callable[..., Any]:
     """The launcher of ``op``; imports Triton."""
-    return getattr(importlib.import_module(f"vtkernels.triton.{op}"), op)
+    launcher: Callable[..., Any] = getattr(importlib.import_module(f"vtkernels.triton.{op}"), op)
+    return launcher

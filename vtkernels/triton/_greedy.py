@@ -196,16 +196,15 @@ def select_greedily(
     combine: str = "multiply",
     lengths: Tensor | None = None,
     sort: bool = True,
-    want_scores: bool = False,
-) -> tuple[Tensor, Tensor | None]:
-    """Indices [B, k] and, where wanted, the winning scores, from fixed-point similarities [B, M, ld] of ``bits`` fraction bits.
+    scores: Tensor | None = None,
+) -> Tensor:
+    """Indices [B, k] from fixed-point similarities [B, M, ld] of ``bits`` fraction bits.
 
     ``parts`` [B, P, ld] int64: the gains of the first step in P parts. ``scale`` [B]: what a similarity of 1 is worth.
-    ``symmetric``: a candidate's column is its row, which is faster to read.
+    ``symmetric``: a candidate's column is its row, which is faster to read. ``scores`` [B, k]: takes the winning scores.
     """
     b, m, ld = similarity.shape
     indices = similarity.new_empty((b, k), dtype=torch.int64)
-    scores = similarity.new_empty((b, k), dtype=torch.float32) if want_scores else None
     use = parameters("greedy", similarity.device, n=n, bytes=similarity.element_size())
     _greedy_kernel[(b,)](
         similarity,
@@ -230,13 +229,13 @@ def select_greedily(
         lengths.stride(0) if lengths is not None else 0,
         *((ld, 1) if symmetric else (1, ld)),
         WEIGH="none" if weight is None else combine,
-        POWER={0: "zero", 1: "one"}.get(alpha, "any"),
+        POWER={0.0: "zero", 1.0: "one"}.get(alpha, "any"),
         SORT=sort,
         BLOCK_M=min(next_power_of_2(max(m, 32)), use.pop("BLOCK_M")),
         BLOCK_N=min(next_power_of_2(max(n, 32)), use.pop("BLOCK_N")),
         **use,
     )
-    return indices, scores
+    return indices
 
 
 def greedy_builds(op: str, similarity: str, results: dict[str, str | None]) -> list[Build]:

@@ -1,4 +1,4 @@
-"""Launch parameters from a committed table, and what a launcher has to know of its device. Imports no Triton.
+"""Launch parameters from a committed table, and what a launcher has to know of its device. Importing it imports no Triton.
 
 ``launch.json`` holds, for an architecture (``"sm_90"``, ``"gfx942"``, or ``"default"``) and a kernel, a list of rows in rising
 order: the first row whose ``"up_to"`` covers the shape decides. An architecture without a row takes the default. Nothing is
@@ -21,6 +21,9 @@ import torch
 from torch import Tensor
 
 from vtkernels._ops import qualified
+
+# {architecture: {kernel: [{"up_to": bounds, "use": parameters}, ...]}}
+Table = dict[str, dict[str, list[dict[str, dict[str, Any]]]]]
 
 TABLE = Path(__file__).with_name("launch.json")
 _overrides: dict[str, dict[str, Any]] = {}
@@ -119,9 +122,9 @@ def _row(kernel: str, arch: str, shape: tuple[tuple[str, int], ...]) -> dict[str
 
 
 @functools.cache
-def tables() -> tuple[dict[str, Any], ...]:
+def tables() -> tuple[Table, ...]:
     """The user's table, if ``VTKERNELS_TRITON_TABLE`` names one, and the committed table."""
-    committed = json.loads(TABLE.read_text())
+    committed: Table = json.loads(TABLE.read_text())
     path = os.environ.get("VTKERNELS_TRITON_TABLE")
     if not path:
         return (committed,)
@@ -135,7 +138,7 @@ def tables() -> tuple[dict[str, Any], ...]:
     return own, committed
 
 
-def _check_table(path: str, own: Any, committed: dict[str, Any]) -> None:
+def _check_table(path: str, own: Any, committed: Table) -> None:
     """A row that could never be chosen, or a block size the kernel does not have, is an error rather than silence."""
 
     def refuse(what: str) -> None:
@@ -176,3 +179,11 @@ def override(kernel: str, **values: Any) -> Iterator[None]:
             del _overrides[kernel]
         else:
             _overrides[kernel] = before
+
+
+def refused(error: Exception) -> bool:
+    """Whether Triton raised it for a size that a kernel or the device cannot take."""
+    from triton.compiler.errors import CompilationError
+    from triton.runtime.errors import OutOfResources
+
+    return isinstance(error, CompilationError | OutOfResources)

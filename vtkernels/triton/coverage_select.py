@@ -129,8 +129,11 @@ def coverage_select(
     _fixed_point_kernel[grid](
         similarity, lengths, greatest, fixed, parts, scale, m, n, ld, tiles_m, tiles_n, 2.0**bits, *strides, BLOCK_T=1024, **use
     )
-    options = {"combine": combine, "lengths": lengths, "sort": sort}
-    return select_greedily(fixed, parts, weight, k, n=n, bits=bits, scale=scale, want_scores=True, **options)
+    gains = similarity.new_empty((b, k), dtype=torch.float32)
+    indices = select_greedily(
+        fixed, parts, weight, k, n=n, bits=bits, scale=scale, combine=combine, lengths=lengths, sort=sort, scores=gains
+    )
+    return indices, gains
 
 
 def _tile_builds() -> list[Build]:

@@ -95,8 +95,19 @@ def scope_select(
         WIDEN=interpreted() and features.dtype == torch.bfloat16,
         **use,
     )
-    options = {"alpha": alpha, "combine": combine, "lengths": lengths, "sort": sort}
-    return select_greedily(similarity, parts, saliency, k, n=n, bits=BITS, symmetric=True, **options)[0]
+    return select_greedily(
+        similarity,
+        parts,
+        saliency,
+        k,
+        n=n,
+        bits=BITS,
+        symmetric=True,
+        alpha=alpha,
+        combine=combine,
+        lengths=lengths,
+        sort=sort,
+    )
 
 
 COMPILE = [

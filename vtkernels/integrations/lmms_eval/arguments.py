@@ -15,7 +15,11 @@ _TYPED = {"int", "float", "str", "None"}  # what can be typed; text encoders and
 def known() -> dict[str, type]:
     """The methods of this package by their names in lower case."""
     classes = (getattr(methods, name) for name in methods.__all__)
-    return {kind.__name__.lower(): kind for kind in classes if is_dataclass(kind) and hasattr(kind, "select")}
+    return {
+        kind.__name__.lower(): kind
+        for kind in classes
+        if isinstance(kind, type) and is_dataclass(kind) and hasattr(kind, "select")
+    }
 
 
 def options_of(kind: type) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from accelerate import PartialState
 from lmms_eval.models.chat.llava_hf import LlavaHf as ChatLlavaHf
@@ -16,8 +16,13 @@ from vtkernels._version import __version__
 from vtkernels.integrations import prune
 from vtkernels.integrations.lmms_eval import arguments
 
+if TYPE_CHECKING:  # what super() finds at run time is the base class beside
+    from lmms_eval.models.simple.llava_hf import LlavaHf as _Beside
+else:
+    _Beside = object
 
-class _Pruned:
+
+class _Pruned(_Beside):
     """Prunes the model that the other base class loads.
 
     Args:
@@ -58,14 +63,14 @@ class _Pruned:
         self.model.generate = functools.partial(self._generate, self.model.generate)
         logger.info(f"vtkernels {__version__}: {made}, keep={keep}")
 
-    def generate_until(self, requests: list) -> list:
+    def generate_until(self, requests: list[Any]) -> list[Any]:
         """Answers as of llava_hf, which turns an error into an empty answer; here it ends the run.
 
         Raises:
             RuntimeError: a call of the model failed.
         """
         start = len(self.kept)
-        answers = super().generate_until(requests)
+        answers: list[Any] = super().generate_until(requests)
         if self._failed is not None:
             raise RuntimeError(
                 f"the pruned model failed ({self._failed}); lmms-eval would have scored empty answers"
@@ -74,7 +79,7 @@ class _Pruned:
             logger.info(f"vtkernels: {_summary(self.kept[start:])}")
         return answers
 
-    def loglikelihood(self, requests: list) -> list:
+    def loglikelihood(self, requests: list[Any]) -> list[Any]:
         """Refused: lmms-eval looks up logits by their place in the prompt, which is shorter here."""
         raise NotImplementedError(
             "llava_hf_vtkernels answers generate_until tasks only: lmms-eval's loglikelihood counts places of the whole prompt"
@@ -82,10 +87,10 @@ class _Pruned:
 
     def clean(self) -> None:
         """Let go of the model, when lmms-eval is done with it."""
-        vars(self).pop("pruning").remove()
+        self.__dict__.pop("pruning").remove()
         super().clean()
 
-    def _generate(self, original: Callable, *args: Any, **kwargs: Any) -> Any:
+    def _generate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if self._failed is not None:  # the run ends anyway
             raise self._failed
         try:

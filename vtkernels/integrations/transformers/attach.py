@@ -18,13 +18,13 @@ class _Absent:
     """Stands for an attribute that the instance did not have. A class, because deepcopy keeps classes as they are."""
 
 
-def named_arguments(function: Callable, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+def named_arguments(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """The call's arguments by name, as ``function`` would bind them."""
     names = [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
     return dict(zip(names, args, strict=False)) | kwargs
 
 
-def uncompiled(function: Callable, *args: Any, **kwargs: Any) -> Any:
+def uncompiled(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call a function; see :func:`_hide`."""
     return function(*args, **kwargs)
 
@@ -58,11 +58,11 @@ class Attachments:
         self._met.append(module)
         return True
 
-    def hook(self, register: Callable, function: Callable, **options: Any) -> None:
+    def hook(self, register: Callable[..., Any], function: Callable[..., Any], **options: Any) -> None:
         """``register`` is a module's ``register_forward_hook`` or ``register_forward_pre_hook``."""
         self._handles.append(register(function, **options))
 
-    def wrap(self, owner: nn.Module, name: str, replacement: Callable, *, compiled: bool = True) -> None:
+    def wrap(self, owner: nn.Module, name: str, replacement: Callable[..., Any], *, compiled: bool = True) -> None:
         """Make ``owner.name(...)`` call ``replacement(original, ...)`` on this instance only.
 
         Args:

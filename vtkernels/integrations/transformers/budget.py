@@ -15,11 +15,11 @@ def tokens_to_keep(method: Method, keep: int | float, candidates: int, grid: tup
         TypeError: ``keep`` is not a number.
         ValueError: ``keep`` is out of range, or the method cannot keep that many.
     """
-    k = budget(keep, candidates)
+    default = budget(keep, candidates)
     own = getattr(method, "kept_tokens", None)
     if own is None:
-        return k
-    k = own(keep, candidates, grid)
+        return default
+    k: int = own(keep, candidates, grid)
     if not 1 <= k <= candidates:
         raise ValueError(f"{type(method).__name__}.kept_tokens must be between 1 and {candidates}, got {k}")
     return k

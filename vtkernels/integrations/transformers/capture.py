@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -68,16 +69,18 @@ class Tower:
 
     def __init__(self, tower: nn.Module) -> None:
         self.name = type(tower).__name__
-        kind = getattr(tower.config, "model_type", None)
+        config: Any = tower.config
+        kind = getattr(config, "model_type", None)
         if kind not in _CLASS_TOKENS:
             raise TypeError(f"vt.prune: unsupported vision tower {self.name}; supported: CLIPVisionModel, SiglipVisionModel")
-        side = tower.config.image_size // tower.config.patch_size
+        side: int = config.image_size // config.patch_size
         self.grid = (side, side)
         self.prefix = _CLASS_TOKENS[kind]
         # transformers 5 moved the encoder up into the model
-        self._layers = getattr(tower, "vision_model", tower).encoder.layers
+        model: Any = getattr(tower, "vision_model", tower)
+        self._layers = model.encoder.layers
 
-    def layer_of(self, feature_layer: int | list[int] | tuple[int, ...]) -> int:
+    def layer_of(self, feature_layer: int | Sequence[int]) -> int:
         """Index of the encoder layer whose output is ``hidden_states[feature_layer]``; of a list, the last entry counts.
 
         Raises:
@@ -119,7 +122,7 @@ class Tower:
         return queries, key
 
 
-def _capture(layer: int, name: str, module: nn.Module, args: tuple, output: Tensor) -> None:
+def _capture(layer: int, name: str, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
     encoding = ENCODING.get()
     if encoding is not None and encoding.layer == layer:
         encoding.captured[name] = output.detach()

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 def option(model: nn.Module, arguments: dict[str, Any], name: str) -> Any:
     """A generation option as ``generate`` resolves it: keyword, then ``generation_config``, then the model's own."""
-    unset = (None, getattr(type(model.generation_config)(), name))  # a default value counts as not given
-    for source in (arguments.get("generation_config"), model.generation_config):
+    own: Any = model.generation_config
+    unset = (None, getattr(type(own)(), name))  # a default value counts as not given
+    for source in (arguments.get("generation_config"), own):
         if arguments.get(name) is not None:
             return arguments[name]
         if source is not None and getattr(source, name) not in unset:
@@ -21,9 +22,10 @@ def option(model: nn.Module, arguments: dict[str, Any], name: str) -> Any:
 
 def special_ids(model: nn.Module, arguments: dict[str, Any]) -> set[int]:
     """Ids of the padding, start and end tokens, as the generation options and the language model's config name them."""
+    config: Any = model.config
     found: set[int] = set()
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-        for value in (option(model, arguments, name), getattr(model.config.get_text_config(), name, None)):
+        for value in (option(model, arguments, name), getattr(config.get_text_config(), name, None)):
             found.update(value if isinstance(value, (list, tuple)) else [] if value is None else [value])
     return found
 

@@ -48,12 +48,10 @@ class VipLlavaImages(LlavaImages):
     """Images of a ``VipLlavaForConditionalGeneration``: several feature layers, the class token always dropped."""
 
     def feature_layer(self, arguments: dict[str, Any]) -> int | Sequence[int]:
-        # transformers 4 has the plural
-        for source in (arguments.get, lambda name: getattr(self.config, name, None)):
-            for name in ("vision_feature_layer", "vision_feature_layers"):
-                if source(name) is not None:
-                    return source(name)
-        raise AttributeError("vision_feature_layer")
+        names = ("vision_feature_layer", "vision_feature_layers")  # transformers 4 has the plural
+        given = [*(arguments.get(name) for name in names), *(getattr(self.config, name, None) for name in names)]
+        layers: list[int | Sequence[int]] = [layer for layer in given if layer is not None]
+        return layers[0]
 
     def strategy(self, arguments: dict[str, Any]) -> str:
         return "default"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -58,9 +59,10 @@ class AnyresImages(Visual):
 
     def tiles(self, size: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of tiles that the processor cuts an image into."""
-        return self._helper("get_anyres_image_grid_shape")(
+        rows, columns = self._helper("get_anyres_image_grid_shape")(
             size, self.config.image_grid_pinpoints, self.config.vision_config.image_size
         )
+        return rows, columns
 
     def check_pixels(self, arguments: dict[str, Any], crops: list[int]) -> None:
         """That the crops are those that the sizes and the config promise.
@@ -151,12 +153,13 @@ class LlavaNextImages(AnyresImages):
                 f"vision_feature_select_strategy = {strategy!r} does not leave {self.tower.name} a full grid of patches, which "
                 f"{type(self.pruning.model).__name__} needs; take {'default' if self.tower.prefix else 'full'!r}"
             )
-        layouts = [self.layout(size, lambda size=size: self.learn(size, self._order)) for size in sizes]
+        layouts = [self.layout(size, partial(self.learn, size, self._order)) for size in sizes]
         self.check_pixels(arguments, [layout.geometry.crops for layout in layouts])
         return layouts
 
     def _order(self, crops: list[Tensor], sizes: Tensor, newline: Tensor) -> Tensor:
-        return type(self.core).pack_image_features(self.core, crops, sizes, "default", newline)[0][0]
+        packed: Tensor = type(self.core).pack_image_features(self.core, crops, sizes, "default", newline)[0][0]
+        return packed
 
     def _pack(self, original: Any, *args: Any, **kwargs: Any) -> Any:
         """Inside a pruned encoding there is nothing left to pack."""

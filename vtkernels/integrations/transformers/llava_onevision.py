@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -45,10 +46,12 @@ class _AfterPooling(Visual):
         pooled, layouts, needs = list(features_of(result)), encoding.layouts, self.method.needs
         places = [(layout.geometry.order >= 0).nonzero().squeeze(1).to(pooled[0].device) for layout in layouts]
         tokens = torch.cat([x[place] for x, place in zip(pooled, places, strict=True)])
-        if "features" in needs and encoding.features is None:
-            raise RuntimeError(UNHOOKED)
+        features = None
+        if "features" in needs:
+            if encoding.features is None:
+                raise RuntimeError(UNHOOKED)
+            features = self.pool(encoding, encoding.features, layouts)
         plan = selection.plan(layouts, tokens.device)
-        features = self.pool(encoding, encoding.features, layouts) if "features" in needs else None
         projected = tokens.detach() if "projected" in needs else None
         encoding.kept = selection.choose(self.method, plan, tokens, self.captures(encoding, tokens.device, features, projected))
         encoding.tokens = []
@@ -89,7 +92,7 @@ class LlavaOnevisionImages(_AfterPooling, AnyresImages):
                     f"with images"
                 )
         layouts = [
-            self.layout((size, ratio, tiles), lambda size=size, tiles=tiles: self._geometry(size, ratio, tiles))
+            self.layout((size, ratio, tiles), partial(self._geometry, size, ratio, tiles))
             for size, tiles in zip(sizes, tiled, strict=True)
         ]
         self.check_pixels(arguments, [layout.geometry.calls for layout in layouts])
@@ -97,7 +100,9 @@ class LlavaOnevisionImages(_AfterPooling, AnyresImages):
 
     def pool(self, encoding: Encoding, x: Tensor, layouts: Sequence[Layout]) -> Tensor:
         ratio = self._ratio(encoding.arguments)
-        sizes = dict(zip(encoding.layouts, self.sizes(encoding.arguments, len(encoding.layouts)), strict=True))
+        given = self.sizes(encoding.arguments, len(encoding.layouts))
+        assert given is not None  # or there would be no layouts
+        sizes = dict(zip(encoding.layouts, given, strict=True))
         packed = []
         for crops, layout in zip(x.split([layout.geometry.calls for layout in layouts]), layouts, strict=True):
             order = self._pack(crops, torch.tensor([sizes[layout]]), crops.new_zeros(x.shape[-1]), ratio)
@@ -105,8 +110,9 @@ class LlavaOnevisionImages(_AfterPooling, AnyresImages):
         return torch.cat(packed)
 
     def _ratio(self, arguments: dict[str, Any]) -> str:
-        given, own = arguments.get("vision_aspect_ratio"), self.config.vision_aspect_ratio
-        if given in (None, own):
+        given: str | None = arguments.get("vision_aspect_ratio")
+        own: str = self.config.vision_aspect_ratio
+        if given is None or given == own:
             return own
         if {"input_ids", "inputs"} & arguments.keys():
             # forward drops it, generate of transformers 5 does not
@@ -120,7 +126,8 @@ class LlavaOnevisionImages(_AfterPooling, AnyresImages):
         packed, _ = type(self.core).pack_image_features(
             self.core, [crops], sizes, image_newline=newline, vision_aspect_ratio=ratio
         )
-        return packed[0]
+        order: Tensor = packed[0]
+        return order
 
     def _geometry(self, size: tuple[int, int], ratio: str, tiled: bool) -> Geometry:
         rows, columns = self.tiles(size) if tiled else (0, 0)
@@ -153,4 +160,5 @@ class LlavaOnevisionVideos(_AfterPooling, PooledVideos):
         return (math.ceil(rows / 2), math.ceil(columns / 2))
 
     def pool(self, encoding: Encoding, x: Tensor, layouts: Sequence[Layout]) -> Tensor:
-        return self.core.apply_pooling(x).flatten(0, 1)
+        pooled: Tensor = self.core.apply_pooling(x)
+        return pooled.flatten(0, 1)

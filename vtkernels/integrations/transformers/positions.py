@@ -107,6 +107,7 @@ def of_prompt(
     Raises:
         ValueError: the positions given with the prompt start again inside a row.
     """
+    assert short.columns is not None  # something was cut
     ids, columns, given = arguments[name], short.columns, cache.argument(arguments)
     past = cache.tokens(given)
     start = past if short.cached is None else 0
@@ -151,7 +152,7 @@ def attach(language_model: nn.Module, attachments: Attachments) -> None:
     attachments.hook(language_model.register_forward_hook, _after, with_kwargs=True)
 
 
-def _before(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+def _before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     held = cache.argument(kwargs)
     counting = getattr(held, cache.COUNTING, False)
     positions = None if counting else POSITIONS.get()
@@ -164,7 +165,8 @@ def _before(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tup
         if kwargs.get("attention_mask") is None:
             # without a mask, transformers takes a gap for the border of another sequence
             changed["attention_mask"] = torch.ones(rows, past + length, dtype=torch.int64, device=embeds.device)
-        if rows == 1 and "flash" in (module.config._attn_implementation or ""):
+        config: Any = module.config
+        if rows == 1 and "flash" in (config._attn_implementation or ""):
             changed |= _one_sequence(length, past + length, embeds.device)
         return args, kwargs | changed
     reached = getattr(held, cache.REACHED, None)
@@ -173,7 +175,7 @@ def _before(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tup
     return args, kwargs | {"position_ids": _following(reached, _past(held, kwargs), rows, length).to(embeds.device)}
 
 
-def _after(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+def _after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
     held = cache.argument(kwargs)
     positions = None if getattr(held, cache.COUNTING, False) else POSITIONS.get()
     if positions is None or positions.language_model is not module:
@@ -187,10 +189,11 @@ def _after(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) 
 
 def _past(held: Any, kwargs: dict[str, Any]) -> int | Tensor:
     """Columns in the cache before a call. transformers 4 counts them itself: its static cache takes padding for free room."""
-    counted = kwargs.get("cache_position")
+    counted: Tensor | None = kwargs.get("cache_position")
     if counted is not None:
         return counted[0]
-    return 0 if held is None else held.get_seq_length()
+    past: int | Tensor = 0 if held is None else held.get_seq_length()
+    return past
 
 
 def _following(reached: Tensor, past: int | Tensor, rows: int, length: int) -> Tensor:

@@ -71,6 +71,7 @@ def shorten(
     if ids.dim() != 2:
         raise ValueError(f"{name} must have shape [B, L], got {list(ids.shape)}")
     start = 0 if cached is None else cached.whole
+    held = cached.columns if cached is not None and start else None
     if start > ids.shape[1]:
         raise ValueError(
             f"{name} has {ids.shape[1]} tokens, but the cache holds a prompt of {start}, visual tokens before pruning "
@@ -83,7 +84,7 @@ def shorten(
         _check_counts(name, kind, placeholder.sum(1).tolist())
         if kind.before:
             keep[placeholder] = torch.cat([torch.arange(n) < k for n, k in zip(kind.before, kind.after, strict=True)])
-    whole = start == 0 or (cached.columns.shape[1] == start and not (cached.columns < 0).any())
+    whole = held is None or (held.shape[1] == start and not (held < 0).any())
     if whole and keep.all():
         return Short(arguments, None, cached)
     if isinstance(arguments.get("logits_to_keep"), Tensor):
@@ -100,10 +101,10 @@ def shorten(
         past = mask.shape[1] - ids.shape[1]  # columns of what is already in the cache
         inside = _inside(mask[:, past + start :].cpu().ne(0))
     columns = _pack(keep & inside, inside)
-    if start:
-        columns = torch.cat([cached.columns, columns.add(start).masked_fill(columns < 0, -1)], dim=1)
+    if held is not None:
+        columns = torch.cat([held, columns.add(start).masked_fill(columns < 0, -1)], dim=1)
         in_cache = torch.zeros(len(ids), start + 1, dtype=torch.bool)
-        in_cache.scatter_(1, cached.columns.masked_fill(cached.columns < 0, start), True)
+        in_cache.scatter_(1, held.masked_fill(held < 0, start), True)
         keep = torch.cat([in_cache[:, :start], keep], dim=1)
 
     rows, width = columns.shape

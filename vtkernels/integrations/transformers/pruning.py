@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from vtkernels.integrations.transformers.visual import Visual, hook_projector
 from vtkernels.methods import Method
 
 MARK = "_vtkernels_pruning"
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Pruning:
 
     def attach(self) -> Pruning:
         """Attach to the model, wholly or not at all."""
-        core = self.model.model
+        core: Any = self.model.model
         try:
             # The instance's forward and not a hook, because wrappers such as PEFT's call forward itself.
             self.attachments.wrap(self.model, "forward", self._forward)
@@ -187,6 +188,7 @@ class Pruning:
         if ids is not None and arguments.get("attention_mask") is None:
             arguments["attention_mask"] = generation.padding_mask(self.model, arguments, ids)
         kinds = self._kinds(arguments, name, counts) if any(counts) else []
+        assert ids is not None  # without ids there are no images, and nothing to shorten
         held, mask = self._cached(arguments, name), arguments.get("attention_mask")
         # the images that the cache holds do not come again; a wider mask means that the text does not, either
         again = continues and (mask is None or mask.shape[1] == ids.shape[1])
@@ -268,9 +270,8 @@ class Pruning:
             raise ValueError(
                 "positions = 'original' needs to see the images being encoded: give pixel_values, not mm_encoder_outputs"
             )
-        return positions.of_prompt(
-            self.model.model.language_model, arguments, name=name, kinds=kinds, short=short, generating=generating
-        )
+        core: Any = self.model.model
+        return positions.of_prompt(core.language_model, arguments, name=name, kinds=kinds, short=short, generating=generating)
 
     def _text(
         self, arguments: dict[str, Any], name: str, kinds: list[Placeholders], short: Short, counts: tuple[int, ...]
@@ -307,7 +308,8 @@ class Pruning:
             )
         repeats = images // len(text.ids)  # transformers 4 repeats the images for every beam, next to each other
         ids, lengths = (x.repeat_interleave(repeats, 0).to(device) for x in (text.ids, text.lengths))
-        table = self.model.get_input_embeddings()
+        model: Any = self.model
+        table = model.get_input_embeddings()
         with torch.no_grad():  # weights that were offloaded come when they are needed, to where the ids are
             embedded = table(ids if table.weight.is_meta else ids.to(table.weight.device)).to(device)
         return {"prompt": embedded, "prompt_ids": ids, "prompt_lengths": lengths}
@@ -323,6 +325,7 @@ class Pruning:
         placed = POSITIONS.get()
         if placed is not None:
             placed.place(visual.noun, [rank.sort().values for rank in encoding.ranks[::repeats]])
+        assert encoding.kept is not None  # the choice was made
         for layout, kept in list(zip(encoding.layouts, encoding.kept, strict=True))[::repeats]:
             record.indices.append(kept.candidates if layout.geometry.crops == 1 else _ascending(kept.candidates))
             record.scores.append(kept.scores)
@@ -388,7 +391,7 @@ def _ascending(candidates: Tensor) -> Tensor:
 
 
 @contextmanager
-def holding(variable: ContextVar, value: Any) -> Iterator[None]:
+def holding(variable: ContextVar[_T], value: _T) -> Iterator[None]:
     token = variable.set(value)
     try:
         yield

@@ -96,7 +96,8 @@ def plan(layouts: tuple[Layout, ...], device: torch.device) -> Plan:
             whole = part.crop is not None and not layout.geometry.pooled
             keys.setdefault((len(part.candidates), part.k, part.grid, whole), []).append((image, number))
 
-    groups, places = [], [[(0, 0)] * len(layout.parts) for layout in layouts]
+    groups: list[_Group] = []
+    places = [[(0, 0)] * len(layout.parts) for layout in layouts]
     for (n, k, grid, whole), members in keys.items():
         for row, (image, number) in enumerate(members):
             places[image][number] = (len(groups), row)
@@ -213,16 +214,23 @@ def _context(group: _Group, captures: Captures, device: torch.device) -> Context
 
 def _of_image(plan: Plan, image: int, answers: list[tuple[Tensor, Tensor, Tensor | None]]) -> Kept:
     places, layout = plan.places[image], plan.layouts[image]
-    parts = [tuple(None if x is None else x[row] for x in answers[group]) for group, row in places]
+    parts = [_of_set(*answers[group], row) for group, row in places]
     if len(parts) == 1 and plan.groups[places[0][0]].candidates is None:
-        return Kept(*parts[0])
+        return parts[0]
     scores = None
-    if parts and all(part[2] is not None for part in parts):
+    own = [part.scores for part in parts if part.scores is not None]
+    if own and len(own) == len(parts):
         total = layout.geometry.crops * layout.geometry.patches
-        scores = torch.full((total,), torch.nan, device=parts[0][2].device)
-        for (group, row), part in zip(places, parts, strict=True):
-            scores[plan.groups[group].candidates[row]] = part[2]
-    return Kept(torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts]), scores)
+        scores = torch.full((total,), torch.nan, device=own[0].device)
+        for (group, row), part_scores in zip(places, own, strict=True):
+            candidates = plan.groups[group].candidates
+            assert candidates is not None  # but for an image that is one set
+            scores[candidates[row]] = part_scores
+    return Kept(torch.cat([part.tokens for part in parts]), torch.cat([part.candidates for part in parts]), scores)
+
+
+def _of_set(tokens: Tensor, candidates: Tensor, scores: Tensor | None, row: int) -> Kept:
+    return Kept(tokens[row], candidates[row], None if scores is None else scores[row])
 
 
 def _select(method: Method, context: Context, k: int) -> Selection:

@@ -59,7 +59,8 @@ class Stats:
     @property
     def total(self) -> float:
         """From the call to its return."""
-        return sum(getattr(self, stage) for stage in _STAGES)
+        total: float = sum(getattr(self, stage) for stage in _STAGES)
+        return total
 
     @property
     def decode_per_token(self) -> float | None:
@@ -127,25 +128,31 @@ class Run:
         Raises:
             RuntimeError: a part of the model was not seen running.
         """
-        spent = self._spent
+        spent, first = self._spent, self._first
         missing = {"prefill", *(("vision", "projector") if "encode" in spent else ())} - spent.keys()
-        if missing:
+        if missing or first is None:
             raise RuntimeError(
                 f"no time was taken of {' and '.join(sorted(missing))}: torch.compile ran the model without its hooks; measure "
                 f"it uncompiled, or set torch._dynamo.config.skip_nnmodule_hook_guards = False before it is compiled"
             )
         vision, projector, prefill = (spent.get(stage, 0) for stage in ("vision", "projector", "prefill"))
         selection = spent.get("encode", 0) - vision - projector
-        decode = self._stop - self._first if new_tokens > 1 else 0
+        decode = self._stop - first if new_tokens > 1 else 0
         other = self._stop - self._start - vision - selection - projector - prefill - decode
         name, before, after = self.prompts or ("", {}, {})
         return Stats(
-            tuple(self.record.tokens_before),
-            tuple(self.record.tokens_after),
-            _lengths(before, name),
-            _lengths(after, name),
-            *(x / 1e6 for x in (vision, selection, projector, prefill, decode, other, self._first - self._start)),
-            new_tokens,
+            tokens_before=tuple(self.record.tokens_before),
+            tokens_after=tuple(self.record.tokens_after),
+            prompt_before=_lengths(before, name),
+            prompt_after=_lengths(after, name),
+            vision=vision / 1e6,
+            selection=selection / 1e6,
+            projector=projector / 1e6,
+            prefill=prefill / 1e6,
+            decode=decode / 1e6,
+            other=other / 1e6,
+            first_token=(first - self._start) / 1e6,
+            new_tokens=new_tokens,
         )
 
 
@@ -178,7 +185,9 @@ class Meter:
 
     def attach(self) -> Meter:
         """Attach to the model, wholly or not at all."""
-        core, model, wrap = self._model.model, self._model, self._attachments.wrap
+        core: Any = self._model.model
+        head: Any = self._model.lm_head
+        model, wrap = self._model, self._attachments.wrap
         self._attached = True
         try:
             # The instance's forward and not a hook, because wrappers such as PEFT's call forward itself.
@@ -193,7 +202,7 @@ class Meter:
             for part in hooked_projectors(core.multi_modal_projector) or [core.multi_modal_projector]:
                 self._watch(part, "projector")
             # Not the language model: it may be compiled as one graph, which a hook would break.
-            self._watch(model.lm_head, "prefill", start=False)
+            self._watch(head, "prefill", start=False)
         except BaseException:
             self.detach()
             raise
@@ -255,7 +264,7 @@ class Meter:
         if self._notify is not None:
             self._notify(stats)
 
-    def _run(self, original: Any, args: tuple, kwargs: dict[str, Any], begin: str | None = None) -> tuple[Any, Run]:
+    def _run(self, original: Any, args: tuple[Any, ...], kwargs: dict[str, Any], begin: str | None = None) -> tuple[Any, Run]:
         run = Run(self._model, self._now)
         token = _RUN.set(run)
         try:
@@ -301,11 +310,13 @@ def _lengths(arguments: dict[str, Any], name: str) -> tuple[int, ...]:
     """Tokens of each row of ``arguments[name]``, padding not counted. A prepared mask does not say what is padding."""
     if not name:
         return ()
-    rows, columns = arguments[name].shape[:2]
+    prompt: Tensor = arguments[name]
+    rows, columns = prompt.shape[:2]
     mask = arguments.get("attention_mask")
     if not isinstance(mask, Tensor) or mask.dim() != 2:
         return (columns,) * rows
-    return tuple(mask[:, mask.shape[1] - columns :].ne(0).sum(1).tolist())
+    lengths: list[int] = mask[:, mask.shape[1] - columns :].ne(0).sum(1).tolist()
+    return tuple(lengths)
 
 
 def _change(before: tuple[int, ...], after: tuple[int, ...]) -> str:

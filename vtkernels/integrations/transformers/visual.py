@@ -53,8 +53,8 @@ class Visual(ABC):
     # ---------------------------------------------------------------------------------------------- the model
 
     @property
-    def core(self) -> nn.Module:
-        """The model without its head."""
+    def core(self) -> Any:
+        """The model without its head, of a class that has members of its own."""
         return self.pruning.model.model
 
     @property
@@ -68,16 +68,19 @@ class Visual(ABC):
     @property
     def token(self) -> int:
         """Id of the placeholder."""
-        return getattr(self.config, f"{self.kind}_token_id")
+        token: int = getattr(self.config, f"{self.kind}_token_id")
+        return token
 
     def feature_layer(self, arguments: dict[str, Any]) -> int | Sequence[int]:
         """The layer, or layers, whose output the model takes."""
-        given = arguments.get("vision_feature_layer")
-        return self.config.vision_feature_layer if given is None else given
+        given: int | Sequence[int] | None = arguments.get("vision_feature_layer")
+        own: int | Sequence[int] = self.config.vision_feature_layer
+        return own if given is None else given
 
     def strategy(self, arguments: dict[str, Any]) -> str:
         """``"default"``: the first token of the tower is dropped; ``"full"``: all are taken."""
-        return arguments.get("vision_feature_select_strategy") or self.config.vision_feature_select_strategy
+        strategy: str = arguments.get("vision_feature_select_strategy") or self.config.vision_feature_select_strategy
+        return strategy
 
     def class_tokens(self, strategy: str) -> int:
         """Class tokens among the visual tokens of a crop: always kept."""
@@ -241,6 +244,7 @@ class Visual(ABC):
         """Arrange what is kept; the model goes on with a stand-in of the shape that it expects."""
         plan = selection.plan(encoding.layouts, projected.device)
         if encoding.kept is None:
+            assert encoding.features is not None  # before_projector has left them
             fixed = self._fixed(encoding, projected)
             encoding.rows, encoding.visible = projected.shape[:2]
             encoding.kept = self._choose(encoding, plan, projected[:, fixed:], encoding.features, projected)
@@ -274,6 +278,7 @@ class Visual(ABC):
     def arrange(self, encoding: Encoding, plan: Plan, image: int, kept: Kept, tokens: Tensor, extras: Tensor | None) -> None:
         """Add the tokens of an image to the encoding, in the order of the prompt."""
         layout = plan.layouts[image]
+        assert encoding.tokens is not None  # the caller has begun
         if layout.in_order:
             encoding.tokens.append(tokens)
             if self.pruning.options.positions == "original":
