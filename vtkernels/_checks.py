@@ -250,7 +250,7 @@ def _tensor(op, name, x, dims, *, floats=False, shape=None, like=None):
 
 
 def _writable(op, name, x):
-    if x.numel() and any(stride == 0 and size > 1 for stride, size in zip(x.stride(), x.shape, strict=True)):
+    if x.numel() and any(x.stride(dim) == 0 and x.shape[dim] > 1 for dim in range(x.dim())):
         raise ValueError(f"{op}: {name} must not be an expanded view, it is written in place")
 
 

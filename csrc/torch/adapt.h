@@ -9,12 +9,10 @@
 #include <string>
 
 #include "checks.h"
+#include "namespace.h"
 #include "vtkernels/cpu.h"
 
-// The namespace of the ops is the build's to give: a second copy of the library in a process registers under its own.
-#if !defined(VTKERNELS_NAMESPACE)
-#define VTKERNELS_NAMESPACE vtkernels
-#endif
+// STABLE_TORCH_LIBRARY_IMPL makes a string of the namespace: expand the macro first.
 #define VTKERNELS_LIBRARY_IMPL(key, m) VTKERNELS_LIBRARY_IMPL_IN(VTKERNELS_NAMESPACE, key, m)
 #define VTKERNELS_LIBRARY_IMPL_IN(space, key, m) STABLE_TORCH_LIBRARY_IMPL(space, key, m)
 

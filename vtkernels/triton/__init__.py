@@ -26,4 +26,4 @@ KERNELS = (
 
 def load(op: str) -> Callable:
     """The launcher of ``op``; imports Triton."""
-    return getattr(importlib.import_module(f"vtkernels.triton.{op}"), op)
+    return getattr(importlib.import_module(f".{op}", __name__), op)
