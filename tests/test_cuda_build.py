@@ -22,10 +22,9 @@ from vtkernels import _load
 from vtkernels._ops import qualified
 from vtkernels._schemas import OUT
 
-HOST = _load.host()
-if HOST is None:
+if _load.NATIVE is None:
     pytest.skip(str(_load.WHY_NOT), allow_module_level=True)
-if HOST.build_info()["cuda"] is None:
+if _load.build_info()["cuda"] is None:
     wanted = os.environ.get("VTKERNELS_REQUIRE_NATIVE") == "1" and os.environ.get("VTKERNELS_BUILD_CUDA") != "0"
     assert not (wanted and shutil.which("nvcc")), "nvcc is installed, yet the library has no CUDA kernels: make clean build"
     pytest.skip("the native library was built without CUDA kernels (no nvcc)", allow_module_level=True)
@@ -44,14 +43,14 @@ def measured():
 
 
 def test_build_info_names_toolkit_and_architectures():
-    info = HOST.build_info()
+    info = _load.build_info()
     assert re.match(r"\d+\.\d+", info["cuda"])
     assert info["cuda_architectures"]
 
 
 @needs_cuobjdump
 def test_library_holds_every_architecture_and_code_for_later_ones():
-    listed = HOST.build_info()["cuda_architectures"]
+    listed = _load.build_info()["cuda_architectures"]
     if listed != "80-real 90a-real 100-real 100-virtual":
         pytest.skip(f"built for other architectures: {listed}")
     tool = cuda_resources.cuobjdump()

@@ -10,7 +10,7 @@ from vtkernels import _load
 
 HOST = _load.host()
 if HOST is None:
-    pytest.skip(str(_load.WHY_NOT), allow_module_level=True)
+    pytest.skip(_load.why_no_host(), allow_module_level=True)
 
 ARCHITECTURES = (80, 86, 89, 90, 100)
 OPS = ("scope_select", "coverage_select", "graph_propagate", "cls_attention", "attention_topk", "topk_select", "compact_")

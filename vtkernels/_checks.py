@@ -317,7 +317,7 @@ def _tensor(
 
 
 def _writable(op: str, name: str, x: Tensor) -> None:
-    if x.numel() and any(stride == 0 and size > 1 for stride, size in zip(x.stride(), x.shape, strict=True)):
+    if x.numel() and any(x.stride(dim) == 0 and x.shape[dim] > 1 for dim in range(x.dim())):
         raise ValueError(f"{op}: {name} must not be an expanded view, it is written in place")
 
 

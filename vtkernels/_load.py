@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
+import ctypes
+import importlib.util
+import json
 import os
+import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -22,22 +26,57 @@ def _load() -> tuple[Path | None, str | None]:
         torch.ops.load_library(found[0])
     except OSError as error:
         return None, f"{found[0].name} does not load under torch {torch.__version__}: {error}"
-    _check_simd(os.environ.get("VTKERNELS_SIMD"))
+    _check_simd(found[0], os.environ.get("VTKERNELS_SIMD"))
     return found[0], None
 
 
-def _check_simd(wanted: str | None) -> None:
+def _check_simd(library: Path, wanted: str | None) -> None:
     """The library takes the best level when it does not know the name; an explicit wish must not pass silently."""
     if wanted is None:
         return
-    levels = importlib.import_module("vtkernels._host").simd_levels()
+    levels = _says(library, "simd_levels").split()
     if wanted not in levels:
         raise ValueError(f"VTKERNELS_SIMD must be one of {', '.join(levels)} on this machine, got {wanted!r}")
 
 
+def _says(library: Path, name: str) -> str:
+    """One of the C functions of ``csrc/cpu/about.cpp``. By ctypes: the op path serves every Python with one file."""
+    function = getattr(ctypes.CDLL(str(next(library.parent.glob("libvtkernels.*")))), f"vtkernels_{name}")
+    function.restype = ctypes.c_char_p
+    words: bytes = function()
+    return words.decode()
+
+
+def build_info() -> dict[str, Any]:
+    """What the native library was built with; empty where it is not in use."""
+    info: dict[str, Any] = json.loads(_says(NATIVE, "build_info")) if NATIVE else {}
+    return info
+
+
+def simd_level() -> str | None:
+    """The instruction set in use, or None where the native library is not."""
+    return _says(NATIVE, "simd_level") if NATIVE else None
+
+
+def simd_levels() -> list[str]:
+    """The instruction sets that library and machine share, the best last."""
+    return _says(NATIVE, "simd_levels").split() if NATIVE else []
+
+
 def host() -> ModuleType | None:
-    """``vtkernels._host`` (build information, SIMD level), or None where the native library is not in use."""
-    return importlib.import_module("vtkernels._host") if NATIVE is not None else None
+    """``vtkernels._host`` (launch planner, test hooks), or None: :func:`why_no_host` says why. No op needs it."""
+    return None if why_no_host() else importlib.import_module("vtkernels._host")
+
+
+def why_no_host() -> str:
+    """Why there is no ``vtkernels._host``: it is built for one version of Python, and wheels carry none."""
+    if NATIVE is None:
+        return f"the native library is not in use: {WHY_NOT}"
+    if importlib.util.find_spec("vtkernels._host") is not None:
+        return ""
+    others = [built.name.split(".")[1] for built in sorted(Path(__file__).parent.glob("_host.*"))]
+    what = f"built for {', '.join(others)}, this is {sys.implementation.cache_tag}" if others else "wheels carry none"
+    return f"{what}; no op needs it, and an installation from source builds it"
 
 
 NATIVE, WHY_NOT = _load()

@@ -7,6 +7,7 @@ An explicit choice puts its kernels on top for this process and never falls back
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import warnings
@@ -116,16 +117,17 @@ def _choose(name: str) -> None:
         _override = None
     if name != "auto":
         _override = torch.library.Library(NAMESPACE, "IMPL")
+        override = functools.partial(_override.impl, allow_override=True)  # the default from torch 2.13 on
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "(?s).*previously registered kernel")  # that is the purpose
             for op in _overloads():
                 for device, key in _DEVICES.items():
                     if name == "reference":
-                        _override.impl(op, _reference(op), key)
+                        override(op, _reference(op), key)
                     elif name == "triton":
-                        _override.impl(op, _triton(op, device), key)
+                        override(op, _triton(op, device), key)
                     elif not _NATIVE[op, device]:
-                        _override.impl(op, _missing(op, name, device), key)
+                        override(op, _missing(op, name, device), key)
     _chosen = name
 
 

@@ -9,7 +9,12 @@
 #include <string>
 
 #include "checks.h"
+#include "namespace.h"
 #include "vtkernels/cpu.h"
+
+// STABLE_TORCH_LIBRARY_IMPL makes a string of the namespace: expand the macro first.
+#define VTKERNELS_LIBRARY_IMPL(key, m) VTKERNELS_LIBRARY_IMPL_IN(VTKERNELS_NAMESPACE, key, m)
+#define VTKERNELS_LIBRARY_IMPL_IN(space, key, m) STABLE_TORCH_LIBRARY_IMPL(space, key, m)
 
 namespace vtkernels::torch_ops {
 

@@ -20,6 +20,6 @@ std::tuple<Tensor, Tensor> attention_profile(Tensor query, Tensor key, std::opti
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(vtkernels, CPU, m) { m.impl("attention_profile", TORCH_BOX(&attention_profile)); }
+VTKERNELS_LIBRARY_IMPL(CPU, m) { m.impl("attention_profile", TORCH_BOX(&attention_profile)); }
 
 }  // namespace vtkernels::torch_ops

@@ -34,9 +34,9 @@ std::tuple<Tensor, Tensor> attention_topk(Tensor query, Tensor key, int64_t k, s
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(vtkernels, CPU, m) { m.impl("attention_topk", TORCH_BOX(&attention_topk)); }
+VTKERNELS_LIBRARY_IMPL(CPU, m) { m.impl("attention_topk", TORCH_BOX(&attention_topk)); }
 #if defined(VTKERNELS_CUDA)
-STABLE_TORCH_LIBRARY_IMPL(vtkernels, CUDA, m) { m.impl("attention_topk", TORCH_BOX(&attention_topk)); }
+VTKERNELS_LIBRARY_IMPL(CUDA, m) { m.impl("attention_topk", TORCH_BOX(&attention_topk)); }
 #endif
 
 }  // namespace vtkernels::torch_ops

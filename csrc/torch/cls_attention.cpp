@@ -50,13 +50,13 @@ void cls_attention_out(Tensor query, Tensor key, std::optional<double> scale, in
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(vtkernels, CPU, m) {
+VTKERNELS_LIBRARY_IMPL(CPU, m) {
   m.impl("cls_attention", TORCH_BOX(&cls_attention));
   m.impl("cls_attention.out", TORCH_BOX(&cls_attention_out));
 }
 
 #if defined(VTKERNELS_CUDA)
-STABLE_TORCH_LIBRARY_IMPL(vtkernels, CUDA, m) {
+VTKERNELS_LIBRARY_IMPL(CUDA, m) {
   m.impl("cls_attention", TORCH_BOX(&cls_attention));
   m.impl("cls_attention.out", TORCH_BOX(&cls_attention_out));
 }

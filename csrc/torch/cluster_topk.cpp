@@ -39,7 +39,7 @@ void cluster_topk_out(Tensor labels, Tensor relevance, int64_t k, double pool, s
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(vtkernels, CPU, m) {
+VTKERNELS_LIBRARY_IMPL(CPU, m) {
   m.impl("cluster_topk", TORCH_BOX(&cluster_topk));
   m.impl("cluster_topk.out", TORCH_BOX(&cluster_topk_out));
 }

@@ -38,9 +38,9 @@ void compact_(Tensor tokens, Tensor indices) {
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(vtkernels, CPU, m) { m.impl("compact_", TORCH_BOX(&compact_)); }
+VTKERNELS_LIBRARY_IMPL(CPU, m) { m.impl("compact_", TORCH_BOX(&compact_)); }
 #if defined(VTKERNELS_CUDA)
-STABLE_TORCH_LIBRARY_IMPL(vtkernels, CUDA, m) { m.impl("compact_", TORCH_BOX(&compact_)); }
+VTKERNELS_LIBRARY_IMPL(CUDA, m) { m.impl("compact_", TORCH_BOX(&compact_)); }
 #endif
 
 }  // namespace vtkernels::torch_ops

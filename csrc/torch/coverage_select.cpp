@@ -37,10 +37,10 @@ std::tuple<Tensor, Tensor> coverage_select(Tensor similarity, std::optional<Tens
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(vtkernels, CPU, m) { m.impl("coverage_select", TORCH_BOX(&coverage_select)); }
+VTKERNELS_LIBRARY_IMPL(CPU, m) { m.impl("coverage_select", TORCH_BOX(&coverage_select)); }
 
 #if defined(VTKERNELS_CUDA)
-STABLE_TORCH_LIBRARY_IMPL(vtkernels, CUDA, m) { m.impl("coverage_select", TORCH_BOX(&coverage_select)); }
+VTKERNELS_LIBRARY_IMPL(CUDA, m) { m.impl("coverage_select", TORCH_BOX(&coverage_select)); }
 #endif
 
 }  // namespace vtkernels::torch_ops

@@ -52,7 +52,7 @@ void crop_topk_out(Tensor attention, std::optional<Tensor> features, int64_t k, 
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(vtkernels, CPU, m) {
+VTKERNELS_LIBRARY_IMPL(CPU, m) {
   m.impl("crop_topk", TORCH_BOX(&crop_topk));
   m.impl("crop_topk.out", TORCH_BOX(&crop_topk_out));
 }

@@ -16,6 +16,6 @@ Tensor gather_tokens(Tensor tokens, Tensor indices) {
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(vtkernels, CPU, m) { m.impl("gather_tokens", TORCH_BOX(&gather_tokens)); }
+VTKERNELS_LIBRARY_IMPL(CPU, m) { m.impl("gather_tokens", TORCH_BOX(&gather_tokens)); }
 
 }  // namespace vtkernels::torch_ops

@@ -42,9 +42,9 @@ std::tuple<Tensor, Tensor> graph_propagate(Tensor features, double threshold, do
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(vtkernels, CPU, m) { m.impl("graph_propagate", TORCH_BOX(&graph_propagate)); }
+VTKERNELS_LIBRARY_IMPL(CPU, m) { m.impl("graph_propagate", TORCH_BOX(&graph_propagate)); }
 #if defined(VTKERNELS_CUDA)
-STABLE_TORCH_LIBRARY_IMPL(vtkernels, CUDA, m) { m.impl("graph_propagate", TORCH_BOX(&graph_propagate)); }
+VTKERNELS_LIBRARY_IMPL(CUDA, m) { m.impl("graph_propagate", TORCH_BOX(&graph_propagate)); }
 #endif
 
 }  // namespace vtkernels::torch_ops

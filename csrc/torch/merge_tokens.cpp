@@ -26,6 +26,6 @@ Tensor merge_tokens(Tensor tokens, Tensor indices, Tensor assignment) {
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(vtkernels, CPU, m) { m.impl("merge_tokens", TORCH_BOX(&merge_tokens)); }
+VTKERNELS_LIBRARY_IMPL(CPU, m) { m.impl("merge_tokens", TORCH_BOX(&merge_tokens)); }
 
 }  // namespace vtkernels::torch_ops

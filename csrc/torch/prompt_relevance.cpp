@@ -41,7 +41,7 @@ void prompt_relevance_out(Tensor vision, Tensor text, std::optional<Tensor> text
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(vtkernels, CPU, m) {
+VTKERNELS_LIBRARY_IMPL(CPU, m) {
   m.impl("prompt_relevance", TORCH_BOX(&prompt_relevance));
   m.impl("prompt_relevance.out", TORCH_BOX(&prompt_relevance_out));
 }

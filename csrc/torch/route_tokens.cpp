@@ -40,7 +40,7 @@ void route_tokens_out(Tensor features, Tensor indices, std::optional<Tensor> lab
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(vtkernels, CPU, m) {
+VTKERNELS_LIBRARY_IMPL(CPU, m) {
   m.impl("route_tokens", TORCH_BOX(&route_tokens));
   m.impl("route_tokens.out", TORCH_BOX(&route_tokens_out));
 }

@@ -33,7 +33,7 @@ void row_topk_out(Tensor scores, int64_t rows, int64_t width, bool sort, Tensor 
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(vtkernels, CPU, m) {
+VTKERNELS_LIBRARY_IMPL(CPU, m) {
   m.impl("row_topk", TORCH_BOX(&row_topk));
   m.impl("row_topk.out", TORCH_BOX(&row_topk_out));
 }

@@ -52,13 +52,13 @@ void scope_select_out(Tensor features, std::optional<Tensor> saliency, int64_t k
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(vtkernels, CPU, m) {
+VTKERNELS_LIBRARY_IMPL(CPU, m) {
   m.impl("scope_select", TORCH_BOX(&scope_select));
   m.impl("scope_select.out", TORCH_BOX(&scope_select_out));
 }
 
 #if defined(VTKERNELS_CUDA)
-STABLE_TORCH_LIBRARY_IMPL(vtkernels, CUDA, m) {
+VTKERNELS_LIBRARY_IMPL(CUDA, m) {
   m.impl("scope_select", TORCH_BOX(&scope_select));
   m.impl("scope_select.out", TORCH_BOX(&scope_select_out));
 }

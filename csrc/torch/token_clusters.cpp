@@ -33,7 +33,7 @@ void token_clusters_out(Tensor features, double threshold, std::optional<Tensor>
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(vtkernels, CPU, m) {
+VTKERNELS_LIBRARY_IMPL(CPU, m) {
   m.impl("token_clusters", TORCH_BOX(&token_clusters));
   m.impl("token_clusters.out", TORCH_BOX(&token_clusters_out));
 }

@@ -41,13 +41,13 @@ void topk_select_out(Tensor scores, int64_t k, std::optional<Tensor> lengths, bo
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(vtkernels, CPU, m) {
+VTKERNELS_LIBRARY_IMPL(CPU, m) {
   m.impl("topk_select", TORCH_BOX(&topk_select));
   m.impl("topk_select.out", TORCH_BOX(&topk_select_out));
 }
 
 #if defined(VTKERNELS_CUDA)
-STABLE_TORCH_LIBRARY_IMPL(vtkernels, CUDA, m) {
+VTKERNELS_LIBRARY_IMPL(CUDA, m) {
   m.impl("topk_select", TORCH_BOX(&topk_select));
   m.impl("topk_select.out", TORCH_BOX(&topk_select_out));
 }

@@ -60,7 +60,7 @@ def collect(n: int, d: int, k: int, *, arch: int, batch: int, heads: int) -> dic
 
     host = _load.host()
     if host is None:
-        raise UsageError(f"--plan asks the native library, which is not in use: {_load.WHY_NOT}")
+        raise UsageError(f"--plan asks the planner of vtkernels._host, which is missing: {_load.why_no_host()}")
     if batch < 1 or heads < 1 or n < 1 or d < heads or d % heads:
         raise UsageError(
             f"--plan needs at least one image, token and head, and D a multiple of the heads; got B = {batch}, N = {n}, "
@@ -74,7 +74,7 @@ def collect(n: int, d: int, k: int, *, arch: int, batch: int, heads: int) -> dic
     first = plans[OPS[0]]
     common = {name: first[name] for name in ("gpu", "multiprocessors", "shared_per_block")}
     return {
-        "cuda": host.build_info()["cuda"],
+        "cuda": _load.build_info()["cuda"],
         **sizes,
         **common,
         "ops": {op: {name: value for name, value in plan.items() if name not in common} for op, plan in plans.items()},

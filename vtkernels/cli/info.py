@@ -64,6 +64,7 @@ def run(options: argparse.Namespace) -> int:
     if native["library"]:
         rows.append(["SIMD level", f"{native['simd']} (this machine can run {', '.join(native['simd_levels'])})"])
         rows += [[f"build: {name}", str(value)] for name, value in native["build"].items()]
+        rows.append(["vtkernels._host", f"none: {native['no_host']}" if native["no_host"] else "present (info --plan, tests)"])
     _console.table(["", ""], rows, title="vtkernels", left=2)
 
     devices = list(next(iter(facts["ops"].values())))
@@ -96,7 +97,6 @@ def collect() -> dict[str, Any]:
     from vtkernels import _load, backends
     from vtkernels._schemas import SCHEMAS
 
-    host = _load.host()
     devices = ("cpu", "cuda")
     states = {(name, device): vt.status(name, device) for name in backends.BACKENDS for device in devices}
     return {
@@ -112,9 +112,10 @@ def collect() -> dict[str, Any]:
         "native": {
             "library": str(_load.NATIVE) if _load.NATIVE else None,
             "reason": _load.WHY_NOT,
-            "simd": host.simd_level() if host else None,
-            "simd_levels": list(host.simd_levels()) if host else [],
-            "build": dict(host.build_info()) if host else {},
+            "simd": _load.simd_level(),
+            "simd_levels": _load.simd_levels(),
+            "build": _load.build_info(),
+            "no_host": _load.why_no_host(),
         },
         "backend": os.environ.get("VTKERNELS_BACKEND") or "auto",
         "ops": {op: {device: vt.which(op, device) for device in devices} for op in SCHEMAS},

@@ -27,5 +27,5 @@ KERNELS = (
 
 def load(op: str) -> Callable[..., Any]:
     """The launcher of ``op``; imports Triton."""
-    launcher: Callable[..., Any] = getattr(importlib.import_module(f"vtkernels.triton.{op}"), op)
+    launcher: Callable[..., Any] = getattr(importlib.import_module(f".{op}", __name__), op)
     return launcher
