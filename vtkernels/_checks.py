@@ -31,6 +31,7 @@ def scope_select(features, saliency, k, *, alpha=1.0, combine="multiply", length
         raise ValueError(f"{op}: alpha must be a finite number >= 0, got {alpha:g}")
     _option(op, "combine", combine, ("multiply", "add"))
     _lengths(op, lengths, b, ("features", features))
+    _flag(op, "sort", sort)
 
 
 def coverage_select(similarity, weight, k, *, combine="multiply", lengths=None, sort=True):
@@ -42,6 +43,7 @@ def coverage_select(similarity, weight, k, *, combine="multiply", lengths=None, 
     _budget(op, k, "N", n)
     _option(op, "combine", combine, ("multiply", "add"))
     _lengths(op, lengths, b, ("similarity", similarity))
+    _flag(op, "sort", sort)
 
 
 def graph_propagate(features, *, threshold=0.5, temperature=0.03, iterations=5, lengths=None):
@@ -66,7 +68,9 @@ def cls_attention(query, key, *, scale=None, prefix=1, reduce="mean", lengths=No
 
 
 def attention_profile(query, key, *, scale=None, prefix=1, softmax=True, lengths=None):
-    _attention(qualified("attention_profile"), query, key, scale, prefix, lengths, dims="B, H, T, d")
+    op = qualified("attention_profile")
+    _attention(op, query, key, scale, prefix, lengths, dims="B, H, T, d")
+    _flag(op, "softmax", softmax)
 
 
 def topk_select(scores, k, *, lengths=None, sort=True):
@@ -74,12 +78,14 @@ def topk_select(scores, k, *, lengths=None, sort=True):
     _tensor(op, "scores", scores, "B, N", floats=True)
     _budget(op, k, "N", scores.shape[1])
     _lengths(op, lengths, scores.shape[0], ("scores", scores))
+    _flag(op, "sort", sort)
 
 
 def attention_topk(query, key, k, *, scale=None, prefix=1, lengths=None, sort=True):
     op = qualified("attention_topk")
     _attention(op, query, key, scale, prefix, lengths)
     _budget(op, k, "T - prefix", key.shape[2] - prefix)
+    _flag(op, "sort", sort)
 
 
 def row_topk(scores, rows, *, width, sort=True):
@@ -94,6 +100,7 @@ def row_topk(scores, rows, *, width, sort=True):
     _number(op, "rows", rows, "an integer")
     if not 0 <= rows <= n // width:
         raise ValueError(f"{op}: rows must be between 0 and N / width = {n // width}, got {rows}")
+    _flag(op, "sort", sort)
 
 
 def crop_topk(attention, features, k, *, crops=16, beta=0.09, variant="released", lengths=None, sort=True):
@@ -114,6 +121,7 @@ def crop_topk(attention, features, k, *, crops=16, beta=0.09, variant="released"
     if variant == "paper" and features is None:
         raise ValueError(f"{op}: variant 'paper' needs features, got None")
     _lengths(op, lengths, b, ("attention", attention))
+    _flag(op, "sort", sort)
 
 
 def token_clusters(features, *, threshold, lengths=None):
@@ -148,6 +156,7 @@ def cluster_topk(labels, relevance, k, *, pool=0.5, lengths=None, sort=True):
     if not 0 <= pool <= 1:
         raise ValueError(f"{op}: pool must be in [0, 1], got {pool:g}")
     _lengths(op, lengths, b, ("labels", labels))
+    _flag(op, "sort", sort)
 
 
 def route_tokens(features, indices, labels=None, *, lengths=None):
@@ -227,6 +236,8 @@ DATA = {
 def out(op, out, dtype, shape, like):
     """The caller's buffer of an ``.out`` overload: never resized, cast or moved."""
     op = qualified(op)
+    if not isinstance(out, Tensor):
+        raise TypeError(f"{op}: out must be a tensor, got {type(out).__name__}")
     shape = tuple(shape)
     if out.dtype != dtype or tuple(out.shape) != shape or out.device != like.device:
         raise ValueError(
@@ -252,6 +263,8 @@ def _tensor(op, name, x, dims, *, floats=False, shape=None, like=None):
 def _writable(op, name, x):
     if x.numel() and any(stride == 0 and size > 1 for stride, size in zip(x.stride(), x.shape, strict=True)):
         raise ValueError(f"{op}: {name} must not be an expanded view, it is written in place")
+    if x.is_neg():
+        raise ValueError(f"{op}: {name} must not be a negated view, it is written in place; pass {name}.resolve_neg()")
 
 
 def _attention(op, query, key, scale, prefix, lengths, *, dims="B, H, d"):
@@ -281,6 +294,14 @@ def _number(op, name, x, takes):
     """Fails only for what torch's own argument parser refuses, in words that are no use to the caller."""
     if isinstance(x, bool) or not (hasattr(x, "__index__") or (takes == "a number" and hasattr(x, "__float__"))):
         raise TypeError(f"{op}: {name} must be {takes}, got {type(x).__name__}")
+    if takes == "an integer" and isinstance(x, int) and not -(2**63) <= x < 2**63:
+        raise ValueError(f"{op}: {name} must fit in 64 bits, got {x}")
+
+
+def _flag(op, name, x):
+    """As torch's argument parser: whatever has a truth value of its own, None and numbers among it, and no container."""
+    if not hasattr(x, "__bool__"):
+        raise TypeError(f"{op}: {name} must be a bool, got {type(x).__name__}")
 
 
 def _budget(op, k, what, n):
