@@ -85,6 +85,7 @@ class CMakeBuild(build_ext):
             f"-DVTKERNELS_OUTPUT={package}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DPython_EXECUTABLE={sys.executable}",
+            f"-DVTKERNELS_SANITIZE={os.environ.get('VTKERNELS_SANITIZE', '')}",
             *cuda_options(),
         ]  # fmt: skip
         try:

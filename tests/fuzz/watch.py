@@ -24,6 +24,8 @@ from pathlib import Path
 import torch
 from fuzz.calls import draw
 
+import vtkernels as vt
+
 _CELL = struct.Struct("qqq")  # the call that is being made, calls done, failures
 
 
@@ -146,11 +148,12 @@ def _start(share: Share, path: Path, most_failures: int) -> Child:
     cell = Cell(path)
     cell.write(-2, 0, 0)  # died before its first call
     code = f"from fuzz.watch import *; work({share!r}, Path({str(path)!r}), {most_failures})"
-    tests = Path(__file__).parents[1]
-    search = os.pathsep.join([str(tests), str(tests.parent), os.environ.get("PYTHONPATH", "")])
+    # From the folder of the tests, and with the package that the parent has.
+    search = os.pathsep.join([str(Path(vt.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     # Two children on two cores with two threads each: a thread that waits must not spin.
     environment = {**os.environ, "PYTHONPATH": search, "OMP_WAIT_POLICY": "passive"}
-    return Child(share, subprocess.Popen([sys.executable, "-c", code], env=environment), cell, path)
+    folder = Path(__file__).parents[1]
+    return Child(share, subprocess.Popen([sys.executable, "-c", code], env=environment, cwd=folder), cell, path)
 
 
 def _cause(returncode: int) -> str:
