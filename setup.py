@@ -89,6 +89,7 @@ class CMakeBuild(build_ext):
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-DVTKERNELS_BUILD_HOST={int(HOST)}",
+            f"-DVTKERNELS_SANITIZE={os.environ.get('VTKERNELS_SANITIZE', '')}",
             *cuda_options(),
         ]  # fmt: skip
         try:

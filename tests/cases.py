@@ -178,7 +178,7 @@ def run(op: str, arguments: dict[str, Any]) -> tuple[Tensor, ...]:
 
 
 def bits(x: Tensor) -> Tensor:
-    return x.detach().contiguous().view(torch.uint8)
+    return x.detach().clone(memory_format=torch.contiguous_format).view(torch.uint8)
 
 
 def assert_same(got: tuple[Tensor, ...], want: tuple[Tensor, ...], backend: str = "native") -> None:

@@ -33,7 +33,8 @@ def coverage_select(gpu, out, similarity, weight, k, combine, lengths, sort):
 
 
 def graph_propagate(gpu, out, features, threshold, temperature, iterations, lengths):
-    temperature = max(temperature, torch.finfo(torch.float32).tiny)  # as csrc/torch/graph_propagate.cpp
+    # as csrc/torch/graph_propagate.cpp
+    threshold, temperature = (max(x, torch.finfo(torch.float32).tiny) for x in (threshold, temperature))
     return build.ops().graph_propagate(gpu, features, threshold, temperature, iterations, lengths, *out)
 
 

@@ -22,7 +22,7 @@ FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 def array(x: Tensor) -> np.ndarray:
     """Exactly the values of a tensor: float64, or int64."""
-    x = x.detach().cpu()
+    x = x.detach().cpu().resolve_neg()
     return (x.double() if x.is_floating_point() else x.long()).numpy().copy()
 
 

@@ -89,6 +89,12 @@ def test_a_token_is_its_own_neighbour_even_at_threshold_one(backend, dtype):
     torch.testing.assert_close(scores, features.double().norm(dim=-1).float(), rtol=1e-6, atol=0)
 
 
+def test_threshold_below_float32_is_above_zero(backend):
+    """Orthogonal rows have similarity 0, which reaches no threshold."""
+    _, degree = vt.graph_propagate(torch.eye(4)[None, [0, 1, 2, 1]], threshold=1e-320)
+    assert degree.tolist() == [[1, 2, 1, 2]]
+
+
 def test_an_edge_goes_both_ways(backend):
     """The last bit of a similarity decides: both ends must see the same one."""
     draw = Draw(0)

@@ -120,6 +120,12 @@ def test_tokens_behind_the_length_have_no_label_and_join_nothing(backend, int_dt
     assert torch.equal(check(features, 0.6, lengths=lengths), clean)
 
 
+def test_threshold_below_float32_is_above_zero(backend):
+    """Orthogonal rows, and rows without a direction, have similarity 0, which reaches no threshold."""
+    features = torch.cat([torch.eye(4), torch.zeros(2, 4), torch.eye(4)[1:2]])[None]
+    assert vt.token_clusters(features, threshold=1e-320).tolist() == [[0, 1, 2, 3, 4, 5, 1]]
+
+
 def test_threshold_may_be_an_int(backend):
     features = torch.eye(3)[[0, 1, 0]][None]
     assert vt.token_clusters(features, threshold=1).tolist() == [[0, 1, 0]]

@@ -40,6 +40,7 @@ def scope_select(
         raise ValueError(f"{op}: alpha must be a finite number >= 0, got {alpha:g}")
     _option(op, "combine", combine, ("multiply", "add"))
     _lengths(op, lengths, b, ("features", features))
+    _flag(op, "sort", sort)
 
 
 def coverage_select(
@@ -59,6 +60,7 @@ def coverage_select(
     _budget(op, k, "N", n)
     _option(op, "combine", combine, ("multiply", "add"))
     _lengths(op, lengths, b, ("similarity", similarity))
+    _flag(op, "sort", sort)
 
 
 def graph_propagate(
@@ -101,7 +103,9 @@ def attention_profile(
     softmax: bool = True,
     lengths: Tensor | None = None,
 ) -> None:
-    _attention(qualified("attention_profile"), query, key, scale, prefix, lengths, dims="B, H, T, d")
+    op = qualified("attention_profile")
+    _attention(op, query, key, scale, prefix, lengths, dims="B, H, T, d")
+    _flag(op, "softmax", softmax)
 
 
 def topk_select(scores: Tensor, k: int, *, lengths: Tensor | None = None, sort: bool = True) -> None:
@@ -109,6 +113,7 @@ def topk_select(scores: Tensor, k: int, *, lengths: Tensor | None = None, sort: 
     _tensor(op, "scores", scores, "B, N", floats=True)
     _budget(op, k, "N", scores.shape[1])
     _lengths(op, lengths, scores.shape[0], ("scores", scores))
+    _flag(op, "sort", sort)
 
 
 def attention_topk(
@@ -124,6 +129,7 @@ def attention_topk(
     op = qualified("attention_topk")
     _attention(op, query, key, scale, prefix, lengths)
     _budget(op, k, "T - prefix", key.shape[2] - prefix)
+    _flag(op, "sort", sort)
 
 
 def row_topk(scores: Tensor, rows: int, *, width: int, sort: bool = True) -> None:
@@ -138,6 +144,7 @@ def row_topk(scores: Tensor, rows: int, *, width: int, sort: bool = True) -> Non
     _number(op, "rows", rows, "an integer")
     if not 0 <= rows <= n // width:
         raise ValueError(f"{op}: rows must be between 0 and N / width = {n // width}, got {rows}")
+    _flag(op, "sort", sort)
 
 
 def crop_topk(
@@ -168,6 +175,7 @@ def crop_topk(
     if variant == "paper" and features is None:
         raise ValueError(f"{op}: variant 'paper' needs features, got None")
     _lengths(op, lengths, b, ("attention", attention))
+    _flag(op, "sort", sort)
 
 
 def token_clusters(features: Tensor, *, threshold: float, lengths: Tensor | None = None) -> None:
@@ -204,6 +212,7 @@ def cluster_topk(
     if not 0 <= pool <= 1:
         raise ValueError(f"{op}: pool must be in [0, 1], got {pool:g}")
     _lengths(op, lengths, b, ("labels", labels))
+    _flag(op, "sort", sort)
 
 
 def route_tokens(features: Tensor, indices: Tensor, labels: Tensor | None = None, *, lengths: Tensor | None = None) -> None:
@@ -285,6 +294,8 @@ DATA: dict[str, Callable[..., None]] = {
 def out(op: str, out: Tensor, dtype: torch.dtype, shape: Sequence[int], like: Tensor) -> None:
     """The caller's buffer of an ``.out`` overload: never resized, cast or moved."""
     op = qualified(op)
+    if not isinstance(out, Tensor):
+        raise TypeError(f"{op}: out must be a tensor, got {type(out).__name__}")
     shape = tuple(shape)
     if out.dtype != dtype or tuple(out.shape) != shape or out.device != like.device:
         raise ValueError(
@@ -319,6 +330,8 @@ def _tensor(
 def _writable(op: str, name: str, x: Tensor) -> None:
     if x.numel() and any(x.stride(dim) == 0 and x.shape[dim] > 1 for dim in range(x.dim())):
         raise ValueError(f"{op}: {name} must not be an expanded view, it is written in place")
+    if x.is_neg():
+        raise ValueError(f"{op}: {name} must not be a negated view, it is written in place; pass {name}.resolve_neg()")
 
 
 def _attention(
@@ -350,6 +363,14 @@ def _number(op: str, name: str, x: object, takes: str) -> None:
     """Fails only for what torch's own argument parser refuses, in words that are no use to the caller."""
     if isinstance(x, bool) or not (hasattr(x, "__index__") or (takes == "a number" and hasattr(x, "__float__"))):
         raise TypeError(f"{op}: {name} must be {takes}, got {type(x).__name__}")
+    if takes == "an integer" and isinstance(x, int) and not -(2**63) <= x < 2**63:
+        raise ValueError(f"{op}: {name} must fit in 64 bits, got {x}")
+
+
+def _flag(op: str, name: str, x: object) -> None:
+    """As torch's argument parser: whatever has a truth value of its own, None and numbers among it, and no container."""
+    if not hasattr(x, "__bool__"):
+        raise TypeError(f"{op}: {name} must be a bool, got {type(x).__name__}")
 
 
 def _budget(op: str, k: int, what: str, n: int) -> None:

@@ -5,6 +5,10 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#if defined(__SANITIZE_THREAD__)
+#include <sanitizer/tsan_interface.h>
+#endif
+
 #include <optional>
 #include <string>
 
@@ -63,11 +67,25 @@ inline Lengths lengths(const std::optional<Tensor>& x) {
 
 inline Combine combine(const std::string& name) { return name == "add" ? Combine::add : Combine::multiply; }
 
+#if defined(__SANITIZE_THREAD__)
+inline void tsan_acquire(void* object) { __tsan_acquire(object); }
+inline void tsan_release(void* object) { __tsan_release(object); }
+#else
+inline void tsan_acquire(void*) {}
+inline void tsan_release(void*) {}
+#endif
+
 inline Parallel parallel() {
   const auto run = [](int64_t workers, void (*body)(void*, int64_t), void* context) {
+    // Tells ThreadSanitizer of the fork and the join, which it does not see: neither torch nor OpenMP is compiled for it.
+    int64_t fork = 0, join = 0;
+    tsan_release(&fork);
     torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
+      tsan_acquire(&fork);
       for (int64_t worker = begin; worker < end; ++worker) body(context, worker);
+      tsan_release(&join);
     });
+    tsan_acquire(&join);
   };
   return {static_cast<int64_t>(torch::stable::get_num_threads()), run};
 }

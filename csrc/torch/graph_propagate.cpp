@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <limits>
 #include <tuple>
 
@@ -24,11 +25,10 @@ std::tuple<Tensor, Tensor> graph_propagate(Tensor features, double threshold, do
     const OnGpu gpu(features);
     const cuda::Plan plan = cuda::plan_graph_propagate(cuda::gpu(), b, n);
     const Workspace workspace(features, plan.workspace);
-    // a temperature below float32 is the smallest one
-    const float least = std::numeric_limits<float>::min(), warmth = static_cast<float>(temperature);
-    cuda::graph_propagate(plan, array<3>(features), lengths(valid),
-                          {static_cast<float>(threshold), warmth > least ? warmth : least, iterations}, output<float>(scores),
-                          output<int32_t>(degree), workspace.data(), gpu.stream());
+    // what is above 0 in float64 stays above 0 in float32
+    const auto narrow = [](double x) { return std::max(static_cast<float>(x), std::numeric_limits<float>::min()); };
+    cuda::graph_propagate(plan, array<3>(features), lengths(valid), {narrow(threshold), narrow(temperature), iterations},
+                          output<float>(scores), output<int32_t>(degree), workspace.data(), gpu.stream());
     return {scores, degree};
   }
 #endif

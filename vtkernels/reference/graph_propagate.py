@@ -22,9 +22,10 @@ def graph_propagate(
     similarity = (x @ x.transpose(1, 2)).tril(-1)
     similarity = (similarity + similarity.transpose(1, 2)).clamp_max(1)
     similarity.diagonal(dim1=1, dim2=2).fill_(1)
-    edge = (similarity >= threshold) & usable.unsqueeze(1) & usable.unsqueeze(2)
+    tiny = torch.finfo(torch.float32).tiny  # what is above 0 stays above 0 in float32
+    edge = (similarity >= max(threshold, tiny)) & usable.unsqueeze(1) & usable.unsqueeze(2)
     # 1 is the greatest similarity of every row that has an edge, so 1 is what the softmax subtracts
-    weight = ((similarity - 1) / max(temperature, torch.finfo(torch.float32).tiny)).exp().masked_fill(~edge, 0)
+    weight = ((similarity - 1) / max(temperature, tiny)).exp().masked_fill(~edge, 0)
     total = weight.sum(2).masked_fill(~usable, 1)
     score = norm.masked_fill(~usable, 0)
     for _ in range(iterations):

@@ -11,4 +11,5 @@ def row_topk(scores: Tensor, rows: int, *, width: int, sort: bool = True) -> Ten
     b, n = scores.shape
     sums = scores.reshape(b, n // width, width).sum(2, dtype=torch.float64)
     first = topk_select(sums, rows, sort=sort) * width
-    return (first.unsqueeze(2) + torch.arange(width, device=scores.device)).flatten(1)
+    # a row wider than the image is a row of no image, and no memory for it need be had
+    return (first.unsqueeze(2) + torch.arange(min(width, n), device=scores.device)).flatten(1)

@@ -12,7 +12,7 @@ def token_clusters(features: Tensor, *, threshold: float, lengths: Tensor | None
     valid = valid_mask(lengths, b, n, features.device)
     x = normalise(features) * valid.unsqueeze(2)
     similarity = (x @ x.transpose(1, 2)).tril(-1)
-    edge = similarity >= threshold
+    edge = similarity >= max(threshold, torch.finfo(torch.float32).tiny)  # what is above 0 stays above 0 in float32
     edge = edge | edge.transpose(1, 2)
 
     # Every component hooks onto its smallest neighbour. That can only make cycles of two, of which the smaller stays, so a
