@@ -23,4 +23,4 @@ def _link(name, obj):
 
 
 def _example(found):
-    return f"```pycon title=\"Example\"\n{textwrap.dedent(found[1]).rstrip()}\n```\n"
+    return f'```pycon title="Example"\n{textwrap.dedent(found[1]).rstrip()}\n```\n'
