@@ -53,7 +53,7 @@ class VtkernelsQwen2_5_VLForConditionalGeneration(Qwen2_5_VLForConditionalGenera
 
 
 def cover_frames(frames: Tensor, k: int) -> Tensor:
-    """int64 [k], ascending: which of the tokens [T, P, D] cover their frame. Frames share k equally, the first take the rest."""
+    """int64 [k], ascending: the tokens of [T, P, D] that cover their frame; k is shared equally, the first take the rest."""
     count, patches, _ = frames.shape
     each, longer = divmod(k, count)
     # One call for unequal shares: the first j choices of the greedy loop are its answer for j.
