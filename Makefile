@@ -9,7 +9,7 @@ TORCH := $(shell grep ^torch== constraints.txt)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: demo test test-kernels test-lmms-eval test-original test-transformers test-cuda-torch lint gpu bench guard build clean \
-  dist test-dist test-matrix hub test-hub
+  dist test-dist test-matrix hub test-hub docs docs-serve
 
 demo: build
 	$(BIN)/python -m vtkernels demo
@@ -64,6 +64,18 @@ test-cuda-torch: build .venv-cuda/.installed
 .venv-cuda/.installed:
 	$(PYTHON) -m venv .venv-cuda
 	.venv-cuda/bin/python -m pip install --quiet --disable-pip-version-check "torch==2.14.1" pytest hypothesis numpy
+	touch $@
+
+# The site of docs/ and of the docstrings, into build/site: reads the sources, needs neither a build nor a network.
+docs: .venv/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# The same at http://127.0.0.1:8000, built again whenever a page or a docstring changes.
+docs-serve: .venv/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve --watch vtkernels
+
+.venv/.docs: .venv/.installed
+	$(PIP) mkdocs mkdocs-material "mkdocstrings[python]" latex2mathml ruff
 	touch $@
 
 # On a machine with an NVIDIA GPU: everything that needs one, in one command.
