@@ -1,7 +1,6 @@
 """The wheel of ``make dist`` under the versions that it promises: ``make test-matrix``, which takes pythonX.Y from the PATH.
 
-``nox --list`` shows the sessions and ``nox --session "matrix(torch='2.10.0')"`` runs one. An environment holds several gigabytes
-of torch, so each is removed when its tests have run.
+``nox --list`` shows the sessions. An environment holds several gigabytes of torch, so each is removed when its tests have run.
 """
 
 from __future__ import annotations
@@ -38,13 +37,17 @@ def matrix(session: nox.Session, torch: str, transformers: str) -> None:
     folder = Path(session.create_tmp())
     shutil.rmtree(folder / "tests", ignore_errors=True)
     shutil.copytree(ROOT / "tests", folder / "tests")
-    session.install("--no-cache-dir", f"torch=={torch}", f"transformers=={transformers}", "peft", "accelerate", "pillow", "rich")
+    session.install(
+        "--no-cache-dir", f"torch=={torch}", f"transformers=={transformers}", "peft", "accelerate", "pillow", "rich"
+    )
     session.install("--no-cache-dir", "pytest", "pytest-xdist", "hypothesis", "numpy")
     session.install("--no-deps", str(wheels[0]))
     session.chdir(folder)
     files = sorted(str(path.relative_to(folder)) for name in TESTS for path in folder.glob(f"tests/test_{name}.py"))
     environment = {"OMP_WAIT_POLICY": "passive", "VTKERNELS_REQUIRE_NATIVE": "1"}
     session.run("vtkernels", "info")
-    session.run("python", "-m", "pytest", "-q", "-n", "2", *files, "-k", "not triton and not sm_90 and not sm_80", env=environment)
+    session.run(
+        "python", "-m", "pytest", "-q", "-n", "2", *files, "-k", "not triton and not sm_90 and not sm_80", env=environment
+    )
     session.chdir(ROOT)
     shutil.rmtree(session.virtualenv.location)

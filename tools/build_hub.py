@@ -1,7 +1,8 @@
 """Compiles the CPU part of a tree of ``tools/export_hub.py`` into ``build/<variant>`` of that tree, where ``kernels`` loads it.
 
-A stand-in for the hub's kernel-builder, which needs Nix: it reads the same ``build.toml`` and makes the same layout, so that what
-the tree lacks shows here. Needs a C++17 compiler, ninja and torch. What is published comes from the kernel-builder.
+A stand-in for the hub's kernel-builder, which needs Nix: it reads the same ``build.toml`` and makes the same layout, so that
+what the tree lacks shows here. Needs Python 3.11, a C++17 compiler, ninja and torch. What is published comes from the
+kernel-builder.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ import platform
 import shutil
 import subprocess
 import sysconfig
-import tomllib
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+
+import tomllib
 
 # Both files are the kernel builder's to write; these do what the tree needs of them.
 REGISTRATION = """#pragma once
@@ -34,7 +36,7 @@ REGISTRATION = """#pragma once
     return PyModule_Create(&module);                                          \\
   }
 """
-OPS = '''import torch
+OPS = """import torch
 
 from . import {id}
 
@@ -43,7 +45,7 @@ ops = torch.ops.{id}
 
 def add_op_namespace_prefix(op_name: str) -> str:
     return f"{id}::{{op_name}}"
-'''
+"""
 
 
 def build(tree: Path) -> Path:
@@ -82,7 +84,10 @@ def ninja(tree: Path, scratch: Path, config: dict, identifier: str, target: str,
         "NDEBUG": "1",
     }
     system = [torch / "include", sysconfig.get_paths()["include"], scratch]
-    flags = ["-std=c++17 -O3 -fPIC -fvisibility=hidden -fno-gnu-unique", *(f"-D{name}={value}" for name, value in define.items())]
+    flags = [
+        "-std=c++17 -O3 -fPIC -fvisibility=hidden -fno-gnu-unique",
+        *(f"-D{name}={value}" for name, value in define.items()),
+    ]
     flags += [f"-isystem {folder}" for folder in system]
     lines = [
         f"cxx = {os.environ.get('CXX', 'c++')}",
