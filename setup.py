@@ -66,6 +66,15 @@ def cuda_options() -> list[str]:
     return options
 
 
+def host_options() -> list[str]:
+    """VTKERNELS_BUILD_HOST, and the Python that ``vtkernels._host`` is for."""
+    if not HOST:
+        return ["-DVTKERNELS_BUILD_HOST=0"]
+    import pybind11
+
+    return [f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DPython_EXECUTABLE={sys.executable}"]
+
+
 class CMakeBuild(build_ext):
     """The CMake project as one extension: the shared libraries and ``vtkernels._host``."""
 
@@ -73,8 +82,6 @@ class CMakeBuild(build_ext):
         torch = torch_folder()
         version = importlib.metadata.version("torch")
         check_version(version)
-        import pybind11
-
         package = Path(self.get_ext_fullpath(ext.name)).resolve().parent
         build = Path(self.build_temp).resolve()
         build.mkdir(parents=True, exist_ok=True)
@@ -86,9 +93,7 @@ class CMakeBuild(build_ext):
             f"-DVTKERNELS_TORCH_VERSION={version}",
             f"-DVTKERNELS_VERSION={self.distribution.get_version()}",
             f"-DVTKERNELS_OUTPUT={package}",
-            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
-            f"-DPython_EXECUTABLE={sys.executable}",
-            f"-DVTKERNELS_BUILD_HOST={int(HOST)}",
+            *host_options(),
             *cuda_options(),
         ]  # fmt: skip
         try:
