@@ -68,11 +68,12 @@ def cuda_options() -> list[str]:
 
 def host_options() -> list[str]:
     """VTKERNELS_BUILD_HOST, and the Python that ``vtkernels._host`` is for."""
-    if not HOST:
-        return ["-DVTKERNELS_BUILD_HOST=0"]
-    import pybind11
+    options = [f"-DVTKERNELS_BUILD_HOST={int(HOST)}"]
+    if HOST:
+        import pybind11
 
-    return [f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DPython_EXECUTABLE={sys.executable}"]
+        options += [f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DPython_EXECUTABLE={sys.executable}"]
+    return options
 
 
 class CMakeBuild(build_ext):
