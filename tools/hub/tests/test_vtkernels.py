@@ -39,7 +39,7 @@ def calls():
     yield "gather_tokens", (features, indices), {}
 
 
-@pytest.mark.parametrize(("op", "args", "options"), calls(), ids=[call[0] for call in calls()])
+@pytest.mark.parametrize(("op", "args", "options"), list(calls()), ids=[call[0] for call in calls()])
 def test_op_agrees_with_its_definition(op, args, options):
     got, wanted = getattr(vtkernels, op)(*args, **options), getattr(vtkernels.reference, op)(*args, **options)
     torch.testing.assert_close(got, wanted)
