@@ -3,8 +3,8 @@
     python tests/sanitize.py address [--calls N]    reads and writes outside of memory, and undefined behaviour
     python tests/sanitize.py thread [--calls N]     data races
 
-The package lies in a folder of its own, build/sanitize-<kind>/lib, and is found there by way of PYTHONPATH. Python itself is not
-built for a sanitizer, so the sanitizer's runtime is loaded before it. The first report ends the process that made it.
+The package lies in a folder of its own, build/sanitize-<kind>/lib, and is found there by way of PYTHONPATH. Python itself is
+not built for a sanitizer, so the sanitizer's runtime is loaded before it. The first report ends the process that made it.
 """
 
 from __future__ import annotations

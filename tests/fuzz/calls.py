@@ -86,6 +86,9 @@ class Source:
             x = x.masked_fill(hit, self.pick(math.nan, math.inf, -math.inf, 0.0, -0.0))
         return x.to(dtype)
 
+    def uniform(self, shape: torch.Size) -> Tensor:
+        return torch.rand(shape, generator=self.generator, dtype=torch.float64)
+
     def another_dtype(self) -> torch.dtype:
         return self.pick(*DTYPES) if self.chance(0.2) else self.dtype
 
@@ -127,8 +130,8 @@ _VALUES: dict[str, Callable[[Source, Tensor, torch.dtype], Tensor]] = {
     "constant": lambda source, x, dtype: torch.full_like(x, source.random.gauss(0, 1)),
     "huge": lambda source, x, dtype: x.clamp(-1, 1) * torch.finfo(dtype).max * source.pick(1.0, 1e-3),
     "subnormal": lambda source, x, dtype: x * torch.finfo(dtype).smallest_normal * source.pick(1.0, 0.01),
-    "wide": lambda source, x, dtype: x * 10 ** (source.pick(2.0, 12.0, 25.0) * torch.rand(x.shape, generator=source.generator).double()),
-}  # fmt: skip
+    "wide": lambda source, x, dtype: x * 10 ** (source.pick(2.0, 12.0, 25.0) * source.uniform(x.shape)),
+}
 
 
 # ------------------------------------------------------------------------------------------------ good arguments

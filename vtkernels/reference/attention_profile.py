@@ -26,7 +26,8 @@ def attention_profile(
     profile = _attention_profile if softmax else _logit_profile
     received, given = profile(working(query), working(key), scale, valid, counted)
     share = h * counted.sum(1, keepdim=True).clamp_min(1)
-    return tuple((x.masked_fill(~counted, 0) / share)[:, prefix:].to(torch.float32, copy=True) for x in (received, given))
+    profiles = ((x.masked_fill(~counted, 0) / share)[:, prefix:] for x in (received, given))
+    return tuple(x.to(torch.float32, copy=True, memory_format=torch.contiguous_format) for x in profiles)
 
 
 def _attention_profile(q: Tensor, k: Tensor, scale: float, valid: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:
