@@ -39,6 +39,7 @@ def expected_error(call: Call) -> Exception | None:
         if call.out is not None:
             first = next(iter(_tensors(call.arguments).values()))
             _checks.out(call.op, call.out, OUT[call.op], SHAPES[call.op](**call.arguments).shape, first)
+            _checks.apart(call.op, call.out, **call.arguments)
     except (ValueError, TypeError) as error:
         return error
     except Exception as error:  # a check must not fail in other ways
