@@ -9,7 +9,7 @@ TORCH := $(shell grep ^torch== constraints.txt)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: demo test test-kernels test-lmms-eval test-original test-transformers test-cuda-torch lint gpu bench guard build clean \
-  dist test-dist test-matrix hub test-hub docs docs-serve
+  dist test-dist test-matrix hub test-hub docs docs-serve fuzz sanitize-address sanitize-thread
 
 demo: build
 	$(BIN)/python -m vtkernels demo
@@ -24,7 +24,16 @@ test: build
 lint: build
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/mypy && $(BIN)/lint-imports --no-cache --no-logo
-	$(BIN)/clang-format --dry-run --Werror $(shell find csrc tests/emulator -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+	$(BIN)/clang-format --dry-run --Werror $(shell find csrc tests/emulator tests/sanitizer -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+
+# 100,000 random calls of the ops held against the contract, and the properties of the ops on many random examples.
+fuzz: build
+	$(BIN)/python -m tests.fuzz
+	VTKERNELS_HYPOTHESIS=fuzz $(PYTEST) tests/test_properties.py
+
+# The library built with AddressSanitizer and UndefinedBehaviorSanitizer, or with ThreadSanitizer (gcc's), under the tests of the ops.
+sanitize-address sanitize-thread: sanitize-%: build
+	$(BIN)/python tests/sanitize.py $*
 
 bench: build
 	$(BIN)/python -m benchmarks ops

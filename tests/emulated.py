@@ -110,6 +110,7 @@ def _kernel(op: str, gpu, *, out: bool) -> Callable:
     def kernel_out(*args, out, **kwargs):
         like, call = prepare(args, kwargs)
         _checks.out(op, out, OUT[op], like.shape, args[0])
+        _checks.apart(op, out, *args, **kwargs)
         launch(out, call)
 
     return kernel_out if out else kernel

@@ -71,6 +71,11 @@ def budget(op, what, limit=N):
     yield Bad(op, {"k": None}, "k must be an integer, got NoneType", TypeError, parsed=False)
 
 
+def flag(op, name="sort"):
+    yield Bad(op, {name: "yes"}, f"{name} must be a bool, got str", TypeError, parsed=False)
+    yield Bad(op, {name: [True]}, f"{name} must be a bool, got list", TypeError, parsed=False)
+
+
 def ragged(op, first, name="lengths"):
     longs = {"dtype": torch.int64}
     yield Bad(op, {name: zeros(B, 1, **longs)}, f"{name} must have shape [B], got [2, 1]")
@@ -224,6 +229,12 @@ BAD = [
     *rows("compact_"),
     Bad("compact_", {"indices": zeros(B, 6, dtype=torch.int64)}, "indices must have at most N = 5 columns, got 6"),
     Bad("compact_", {"tokens": zeros(B, 1, 9).expand(B, N, 9)}, "tokens must not be an expanded view, it is written in place"),
+    *(bad for op in EXAMPLES if "bool sort" in SCHEMAS[op] for bad in flag(op)),
+    *flag("attention_profile", "softmax"),
+    *(
+        Bad(op, {name: 2**63}, f"{name} must fit in 64 bits, got {2**63}", parsed=False)
+        for op, name in (("crop_topk", "crops"), ("graph_propagate", "iterations"), ("row_topk", "width"), ("topk_select", "k"))
+    ),
     # of several wrong arguments, the first is named
     Bad(
         "scope_select",
@@ -386,6 +397,42 @@ def test_out_that_does_not_fit(op, change, text, backend):
         getattr(ops, op).out(**replace(arguments, mode.from_tensor), out=mode.from_tensor(out))
     assert out.shape == before.shape
     assert out.is_meta or torch.equal(out, before)
+
+
+@on_ops(*OUT)
+def test_out_in_the_memory_of_an_input(op, backend):
+    """Refused where they overlap, by the functional result where one begins behind the other."""
+    (name, x), *_ = example(op, batch=B, n=N, k=3).items()
+    want = getattr(vt, op)(**example(op, batch=B, n=N, k=3))
+    memory = torch.zeros(8192, dtype=torch.uint8)
+    arguments = {**example(op, batch=B, n=N, k=3), name: memory.view(x.dtype)[: x.numel()].view(x.shape).copy_(x)}
+    apart = memory[4096:].view(OUT[op])[: want.numel()].view(want.shape)
+    assert torch.equal(getattr(vt, op)(**arguments, out=apart), want)
+    overlapping = memory[4 * x.element_size() :].view(OUT[op])[: want.numel()].view(want.shape)
+    text = f"vtkernels::{op}: out must not overlap {name} in memory"
+    before = memory.clone()
+    with pytest.raises(ValueError) as caught:
+        getattr(vt, op)(**arguments, out=overlapping)
+    assert str(caught.value) == text
+    with pytest.raises((ValueError, RuntimeError), match=re.escape(text)):
+        getattr(ops, op).out(**arguments, out=overlapping)
+    assert torch.equal(memory, before)
+
+
+@pytest.mark.parametrize("op", [op for op in EXAMPLES if op in OUT])
+def test_out_that_is_no_tensor(op):
+    for wrong in ("x", [1], 5):
+        with pytest.raises(TypeError, match=f"{op}: out must be a tensor, got {type(wrong).__name__}"):
+            getattr(vt, op)(**example(op, batch=B, n=N, k=3), out=wrong)
+
+
+@on_ops("compact_", *OUT)
+def test_negated_view_is_not_written(op, backend):
+    """torch keeps the sign of some views, ``x.conj().imag`` among them, apart from their memory."""
+    arguments, name = example(op, batch=B, n=N, k=3), "tokens" if op == "compact_" else "out"
+    arguments[name] = torch._neg_view(arguments["tokens"] if op == "compact_" else getattr(vt, op)(**arguments))
+    with pytest.raises(ValueError, match=f"{op}: {name} must not be a negated view, it is written in place"):
+        getattr(vt, op)(**arguments)
 
 
 @on_ops(*OUT)

@@ -7,11 +7,13 @@ reads no tensor data, so that it also runs on fake tensors and on any device; wh
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from vtkernels._ops import qualified
 
@@ -303,6 +305,22 @@ def out(op: str, out: Tensor, dtype: torch.dtype, shape: Sequence[int], like: Te
             f"got {_name(out.dtype)} {_list(out.shape)} on {out.device}"
         )
     _writable(op, "out", out)
+
+
+def apart(op: str, out: Tensor, *args: object, **kwargs: object) -> None:
+    """No input of the op lies in the memory of ``out``: a kernel may write an element before another thread has read it."""
+    names = inspect.signature(globals()[op]).parameters
+    for name, x in (*zip(names, args, strict=False), *kwargs.items()):
+        if isinstance(x, Tensor) and _overlap(out, x):
+            raise ValueError(f"{qualified(op)}: out must not overlap {name} in memory")
+
+
+def _overlap(x: Tensor, y: Tensor) -> bool:
+    if 0 in (x.numel(), y.numel()) or any(t.is_meta or isinstance(t, FakeTensor) for t in (x, y)):
+        return False
+    ends = [sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True)) for t in (x, y)]
+    first, second = (t.data_ptr() for t in (x, y))
+    return first < second + (ends[1] + 1) * y.element_size() and second < first + (ends[0] + 1) * x.element_size()
 
 
 def _tensor(

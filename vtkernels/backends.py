@@ -205,6 +205,7 @@ def _dispatched(op: str, function: Kernel) -> Kernel:
     def kernel_out(*args: Any, out: torch.Tensor, **kwargs: Any) -> None:
         check(*args, **kwargs)
         _checks.out(name, out, OUT[name], SHAPES[name](*args, **kwargs).shape, args[0])
+        _checks.apart(name, out, *args, **kwargs)
         out.copy_(function(*args, **kwargs))
 
     return kernel_out if op.endswith(".out") else kernel

@@ -711,4 +711,5 @@ def _run(name: str, *args: Any, out: Tensor | None = None, **kwargs: Any) -> Any
             _checks.DATA[name](*args, **kwargs)
         if out is not None:
             _checks.out(name, out, OUT[name], SHAPES[name](*args, **kwargs).shape, args[0])
+            _checks.apart(name, out, *args, **kwargs)
         raise

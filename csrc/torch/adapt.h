@@ -67,25 +67,34 @@ inline Lengths lengths(const std::optional<Tensor>& x) {
 
 inline Combine combine(const std::string& name) { return name == "add" ? Combine::add : Combine::multiply; }
 
+// ThreadSanitizer sees neither the fork nor the join of torch's threads: neither torch nor OpenMP is compiled for it.
 #if defined(__SANITIZE_THREAD__)
-inline void tsan_acquire(void* object) { __tsan_acquire(object); }
-inline void tsan_release(void* object) { __tsan_release(object); }
+inline void tsan_acquire(const void* object) { __tsan_acquire(const_cast<void*>(object)); }
+inline void tsan_release(const void* object) { __tsan_release(const_cast<void*>(object)); }
 #else
-inline void tsan_acquire(void*) {}
-inline void tsan_release(void*) {}
+inline void tsan_acquire(const void*) {}
+inline void tsan_release(const void*) {}
 #endif
 
+// A range of workers on one thread of torch's pool. The address of one member stands for the fork, that of the other for the
+// join.
+struct Workers {
+  void (*body)(void*, int64_t);
+  void* context;
+
+  void operator()(int64_t begin, int64_t end) const {
+    tsan_acquire(&body);
+    for (int64_t worker = begin; worker < end; ++worker) body(context, worker);
+    tsan_release(&context);
+  }
+};
+
 inline Parallel parallel() {
-  const auto run = [](int64_t workers, void (*body)(void*, int64_t), void* context) {
-    // Tells ThreadSanitizer of the fork and the join, which it does not see: neither torch nor OpenMP is compiled for it.
-    int64_t fork = 0, join = 0;
-    tsan_release(&fork);
-    torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
-      tsan_acquire(&fork);
-      for (int64_t worker = begin; worker < end; ++worker) body(context, worker);
-      tsan_release(&join);
-    });
-    tsan_acquire(&join);
+  const auto run = [](int64_t count, void (*body)(void*, int64_t), void* context) {
+    const Workers workers{body, context};
+    tsan_release(&workers.body);
+    torch::stable::parallel_for(0, count, 1, workers);
+    tsan_acquire(&workers.context);
   };
   return {static_cast<int64_t>(torch::stable::get_num_threads()), run};
 }

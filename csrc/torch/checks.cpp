@@ -2,6 +2,8 @@
 
 #include <torch/csrc/stable/device.h>
 
+#include <utility>
+
 namespace vtkernels::torch_ops {
 
 std::string name(ScalarType dtype) {
@@ -108,6 +110,29 @@ void check_out(const char* op, const Tensor& out, ScalarType dtype, std::initial
   check(same, op, ": out must be ", name(dtype), " ", list(sizes), " on ", device(like), ", got ", name(out.scalar_type()), " ",
         shape(out), " on ", device(out));
   check_writable(op, "out", out);
+}
+
+namespace {
+
+// From the first element to behind the last one.
+std::pair<const char*, const char*> addresses(const Tensor& x) {
+  const auto* first = static_cast<const char*>(x.const_data_ptr());
+  if (x.numel() == 0) return {first, first};
+  int64_t last = 0;
+  for (int64_t r = 0; r < x.dim(); ++r) last += (x.size(r) - 1) * x.stride(r);
+  return {first, first + (last + 1) * static_cast<int64_t>(x.element_size())};
+}
+
+}  // namespace
+
+void check_apart(const char* op, const Tensor& out, std::initializer_list<Read> inputs) {
+  const auto [first, end] = addresses(out);
+  if (first == end) return;
+  for (const Read& input : inputs) {
+    if (input.x == nullptr) continue;
+    const auto [begin, behind] = addresses(*input.x);
+    check(begin == behind || behind <= first || end <= begin, op, ": out must not overlap ", input.name, " in memory");
+  }
 }
 
 }  // namespace vtkernels::torch_ops

@@ -80,4 +80,15 @@ void check_option(const char* op, const char* name, const std::string& value, co
 void check_writable(const char* op, const char* name, const Tensor& x);
 void check_out(const char* op, const Tensor& out, ScalarType dtype, std::initializer_list<int64_t> sizes, const Tensor& like);
 
+// A tensor that an op reads, with its name; null where an optional one is missing.
+struct Read {
+  const char* name;
+  const Tensor* x;
+
+  Read(const char* argument, const Tensor& tensor) : name(argument), x(&tensor) {}
+  Read(const char* argument, const std::optional<Tensor>& tensor) : name(argument), x(tensor ? &*tensor : nullptr) {}
+};
+// The buffer and what is read lie apart: a kernel may write an element before another thread has read it.
+void check_apart(const char* op, const Tensor& out, std::initializer_list<Read> inputs);
+
 }  // namespace vtkernels::torch_ops

@@ -45,6 +45,7 @@ void cls_attention_out(Tensor query, Tensor key, std::optional<double> scale, in
                        std::optional<Tensor> lengths, Tensor out) {
   check_arguments(query, key, scale, prefix, reduce, lengths);
   check_out("cls_attention", out, ScalarType::Float, {key.size(0), key.size(2) - prefix}, key);
+  check_apart("cls_attention", out, {{"query", query}, {"key", key}, {"lengths", lengths}});
   run(query, key, scale, prefix, reduce, lengths, out);
 }
 

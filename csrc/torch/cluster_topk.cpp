@@ -34,6 +34,7 @@ void cluster_topk_out(Tensor labels, Tensor relevance, int64_t k, double pool, s
                       Tensor out) {
   check_arguments(labels, relevance, k, pool, lengths);
   check_out("cluster_topk", out, ScalarType::Long, {labels.size(0), k}, labels);
+  check_apart("cluster_topk", out, {{"labels", labels}, {"relevance", relevance}, {"lengths", lengths}});
   run(labels, relevance, k, pool, lengths, sort, out);
 }
 

@@ -47,6 +47,7 @@ void crop_topk_out(Tensor attention, std::optional<Tensor> features, int64_t k, 
                    std::optional<Tensor> lengths, bool sort, Tensor out) {
   check_arguments(attention, features, k, crops, beta, variant, lengths);
   check_out("crop_topk", out, ScalarType::Long, {attention.size(0), k}, attention);
+  check_apart("crop_topk", out, {{"attention", attention}, {"features", features}, {"lengths", lengths}});
   run(attention, features, k, crops, beta, variant, lengths, sort, out);
 }
 

@@ -36,6 +36,7 @@ Tensor prompt_relevance(Tensor vision, Tensor text, std::optional<Tensor> text_l
 void prompt_relevance_out(Tensor vision, Tensor text, std::optional<Tensor> text_lengths, std::string reduce, Tensor out) {
   check_arguments(vision, text, text_lengths, reduce);
   check_out("prompt_relevance", out, ScalarType::Float, {vision.size(0), vision.size(1)}, vision);
+  check_apart("prompt_relevance", out, {{"vision", vision}, {"text", text}, {"text_lengths", text_lengths}});
   run(vision, text, text_lengths, reduce, out);
 }
 

@@ -35,6 +35,7 @@ void route_tokens_out(Tensor features, Tensor indices, std::optional<Tensor> lab
                       Tensor out) {
   check_arguments(features, indices, labels, lengths);
   check_out("route_tokens", out, ScalarType::Long, {features.size(0), features.size(1)}, features);
+  check_apart("route_tokens", out, {{"features", features}, {"indices", indices}, {"labels", labels}, {"lengths", lengths}});
   run(features, indices, labels, lengths, out);
 }
 

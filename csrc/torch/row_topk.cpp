@@ -28,6 +28,7 @@ Tensor row_topk(Tensor scores, int64_t rows, int64_t width, bool sort) {
 void row_topk_out(Tensor scores, int64_t rows, int64_t width, bool sort, Tensor out) {
   check_arguments(scores, rows, width);
   check_out("row_topk", out, ScalarType::Long, {scores.size(0), rows * width}, scores);
+  check_apart("row_topk", out, {{"scores", scores}});
   run(scores, rows, width, sort, out);
 }
 

@@ -47,6 +47,7 @@ void scope_select_out(Tensor features, std::optional<Tensor> saliency, int64_t k
                       std::optional<Tensor> lengths, bool sort, Tensor out) {
   check_arguments(features, saliency, k, alpha, combine, lengths);
   check_out("scope_select", out, ScalarType::Long, {features.size(0), k}, features);
+  check_apart("scope_select", out, {{"features", features}, {"saliency", saliency}, {"lengths", lengths}});
   run(features, saliency, k, alpha, combine, lengths, sort, out);
 }
 

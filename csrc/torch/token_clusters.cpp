@@ -28,6 +28,7 @@ Tensor token_clusters(Tensor features, double threshold, std::optional<Tensor> l
 void token_clusters_out(Tensor features, double threshold, std::optional<Tensor> lengths, Tensor out) {
   check_arguments(features, threshold, lengths);
   check_out("token_clusters", out, ScalarType::Long, {features.size(0), features.size(1)}, features);
+  check_apart("token_clusters", out, {{"features", features}, {"lengths", lengths}});
   run(features, threshold, lengths, out);
 }
 

@@ -36,6 +36,7 @@ Tensor topk_select(Tensor scores, int64_t k, std::optional<Tensor> lengths, bool
 void topk_select_out(Tensor scores, int64_t k, std::optional<Tensor> lengths, bool sort, Tensor out) {
   check_arguments(scores, k, lengths);
   check_out("topk_select", out, ScalarType::Long, {scores.size(0), k}, scores);
+  check_apart("topk_select", out, {{"scores", scores}, {"lengths", lengths}});
   run(scores, k, lengths, sort, out);
 }
 

@@ -86,6 +86,9 @@ class Source:
             x = x.masked_fill(hit, self.pick(math.nan, math.inf, -math.inf, 0.0, -0.0))
         return x.to(dtype)
 
+    def uniform(self, shape: torch.Size) -> Tensor:
+        return torch.rand(shape, generator=self.generator, dtype=torch.float64)
+
     def another_dtype(self) -> torch.dtype:
         return self.pick(*DTYPES) if self.chance(0.2) else self.dtype
 
@@ -127,8 +130,8 @@ _VALUES: dict[str, Callable[[Source, Tensor, torch.dtype], Tensor]] = {
     "constant": lambda source, x, dtype: torch.full_like(x, source.random.gauss(0, 1)),
     "huge": lambda source, x, dtype: x.clamp(-1, 1) * torch.finfo(dtype).max * source.pick(1.0, 1e-3),
     "subnormal": lambda source, x, dtype: x * torch.finfo(dtype).smallest_normal * source.pick(1.0, 0.01),
-    "wide": lambda source, x, dtype: x * 10 ** (source.pick(2.0, 12.0, 25.0) * torch.rand(x.shape, generator=source.generator).double()),
-}  # fmt: skip
+    "wide": lambda source, x, dtype: x * 10 ** (source.pick(2.0, 12.0, 25.0) * source.uniform(x.shape)),
+}
 
 
 # ------------------------------------------------------------------------------------------------ good arguments
@@ -357,6 +360,9 @@ def _break(source: Source, arguments: dict[str, Any]) -> str:
 def _out(source: Source, op: str, arguments: dict[str, Any]) -> Tensor:
     like = SHAPES[op](**arguments)
     out = torch.full(like.shape, 77, dtype=OUT[op])
+    inputs = [x for x in _tensors(arguments) if x.untyped_storage().nbytes() >= out.nbytes]
+    if inputs and source.chance(0.2):  # in the memory of an input: over its elements, or in a gap between them
+        return torch.empty(0, dtype=out.dtype).set_(source.pick(*inputs).untyped_storage(), 0, out.shape, out.stride())
     return arrange(out, source.pick("contiguous", "transposed", "sliced", "misaligned", "batch_inside"))
 
 
@@ -365,6 +371,10 @@ def arranged(x: Tensor, layout: str) -> Tensor:
     if layout != "negated":
         return arrange(x, layout)
     return torch._neg_view(-x) if x.is_floating_point() else x
+
+
+def _tensors(arguments: dict[str, Any]) -> list[Tensor]:
+    return [x for x in arguments.values() if isinstance(x, Tensor) and x.untyped_storage().nbytes()]
 
 
 def draw(seed: int, index: int, op: str | None = None) -> Call:
@@ -384,6 +394,8 @@ def draw(seed: int, index: int, op: str | None = None) -> Call:
         call.out = _out(source, op, arguments)
         if source.chance(0.2):
             call.out, call.broken = _wrong_tensor(source, call.out), "out"
+        elif any(call.out.untyped_storage().data_ptr() == x.untyped_storage().data_ptr() for x in _tensors(arguments)):
+            call.broken = "out"
     if call.broken is None and source.chance(0.25):
         call.broken = _break(source, arguments)
     return call

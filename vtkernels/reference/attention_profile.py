@@ -26,8 +26,13 @@ def attention_profile(
     profile = _attention_profile if softmax else _logit_profile
     received, given = profile(working(query), working(key), scale, valid, counted)
     share = h * counted.sum(1, keepdim=True).clamp_min(1)
-    received, given = (x.masked_fill(~counted, 0) / share for x in (received, given))
-    return received[:, prefix:].to(torch.float32, copy=True), given[:, prefix:].to(torch.float32, copy=True)
+    received, given = ((x.masked_fill(~counted, 0) / share)[:, prefix:] for x in (received, given))
+    return _own(received), _own(given)
+
+
+def _own(x: Tensor) -> Tensor:
+    """float32 in memory of its own."""
+    return x.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
 
 
 def _attention_profile(q: Tensor, k: Tensor, scale: float, valid: Tensor, counted: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,4 +23,4 @@ def cls_attention(
     logits = logits.masked_fill(no_mass, -torch.inf)
     attention = logits.softmax(-1).masked_fill(no_mass, 0)  # a row without any mass would be NaN
     attention = attention.mean(1) if reduce == "mean" else attention.sum(1)
-    return attention[:, prefix:].to(torch.float32, copy=True)
+    return attention[:, prefix:].to(torch.float32, copy=True, memory_format=torch.contiguous_format)
