@@ -16,6 +16,7 @@ namespace {
 
 std::vector<std::string> simd_levels() {
   std::vector<std::string> names;
+  names.reserve(static_cast<size_t>(vtkernels::isa_count()));
   for (int i = 0; i < vtkernels::isa_count(); ++i) names.emplace_back(vtkernels::isa_at(i).name);
   return names;
 }
