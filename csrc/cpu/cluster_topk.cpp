@@ -83,7 +83,7 @@ void cluster_topk(const Output<const int64_t>& labels, const Array<2>& relevance
     double* const place = choice.mean;  // order inside `clusters`, by label
     for (int64_t c = 0; c < clusters; ++c) place[choice.clusters[c]] = static_cast<double>(c);
     std::sort(choice.clusters, choice.clusters + retrieved, [&](int32_t x, int32_t y) {
-      const int64_t px = static_cast<int64_t>(place[x]), py = static_cast<int64_t>(place[y]);
+      const auto px = static_cast<int64_t>(place[x]), py = static_cast<int64_t>(place[y]);
       return remainder[px] != remainder[py] ? remainder[px] > remainder[py] : px < py;
     });
     for (int64_t c = 0; c < std::min(left, retrieved); ++c) ++quota[choice.clusters[c]];

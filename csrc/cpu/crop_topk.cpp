@@ -123,12 +123,12 @@ void redistribute(const Choice& choice, int64_t runs, int64_t k) {
       rooms += room;
     }
     const int64_t before = left;
-    const double budget = static_cast<double>(left);
+    const auto budget = static_cast<double>(left);
     for (int64_t c = 0; c < runs; ++c) {
-      const double room = static_cast<double>(choice.size[c] - choice.quota[c]);
+      const auto room = static_cast<double>(choice.size[c] - choice.quota[c]);
       const double pull = total > 0 ? choice.weight[c] * room : room;
       const double share = std::floor(budget * pull / (total > 0 ? total : static_cast<double>(std::max<int64_t>(rooms, 1))));
-      const int64_t given = static_cast<int64_t>(std::min(share, room));
+      const auto given = static_cast<int64_t>(std::min(share, room));
       choice.quota[c] += given;
       left -= given;
     }

@@ -44,7 +44,7 @@ void graph_propagate(const Array<3>& features, const Lengths& lengths, const Gra
           if (phase < weigh) return similarity.run(phase, task);
           const int64_t begin = task * kTaskRows, end = std::min(n, begin + kTaskRows);
           float* weights = similarity.matrix();
-          float* share = shares[(phase - iterate) % 2 != 0];
+          const float* share = shares[(phase - iterate) % 2 != 0];
           float* next = shares[(phase - iterate) % 2 == 0];
           if (phase == weigh) {
             kernels.edge_weights(weights, layout.row_stride, begin, end, similarity.scale(), threshold, temperature);

@@ -27,6 +27,6 @@ void select_greedily(Coverage problem, const GreedyScratch& scratch, int64_t k, 
                      const Output<int64_t>& indices, const Output<float>* gains);
 
 // Test hook: false makes every launch evaluate all candidates in every step.
-void set_lazy(bool lazy);
+void set_lazy(bool value);
 
 }  // namespace vtkernels::cpu

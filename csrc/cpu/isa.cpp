@@ -20,7 +20,7 @@ extern const Isa table;
 namespace {
 
 struct Levels {
-  const Isa* level[3];
+  const Isa* level[3] = {};
   int count = 0;
 
   Levels() {
@@ -47,7 +47,7 @@ const Isa* find(const char* name) {
 }
 
 const Isa* first_choice() {
-  const char* wanted = std::getenv("VTKERNELS_SIMD");
+  const char* wanted = std::getenv("VTKERNELS_SIMD");  // NOLINT(concurrency-mt-unsafe): once, while a static is initialised
   const Isa* found = wanted != nullptr ? find(wanted) : nullptr;
   return found != nullptr ? found : levels().level[levels().count - 1];
 }

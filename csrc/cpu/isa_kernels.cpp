@@ -9,7 +9,7 @@ namespace vtkernels::VTKERNELS_ISA {
 namespace {
 
 template <class F>
-VTKERNELS_INLINE void with_type(const void* data, DType dtype, F&& call) {
+VTKERNELS_INLINE void with_type(const void* data, DType dtype, const F& call) {
   switch (dtype) {
     case DType::float32: return call(static_cast<const float*>(data));
     case DType::float16: return call(static_cast<const Float16*>(data));

@@ -23,7 +23,7 @@ struct Members {
     count = carve.take<int32_t>(k);
     next = carve.take<int32_t>(n);
   }
-  void append(int64_t slot, int64_t token) {
+  void append(int64_t slot, int64_t token) const {
     (count[slot]++ == 0 ? first[slot] : next[last[slot]]) = static_cast<int32_t>(token);
     last[slot] = static_cast<int32_t>(token);
     next[token] = -1;
@@ -38,11 +38,10 @@ void list_members(const Members& lists, int64_t b, int64_t n, int64_t k, const O
   for (int64_t s = 0; s < k; ++s) {
     if (indices(b, s) >= 0) lists.next[indices(b, s)] = kKept;
   }
-  Members writable = lists;
   for (int64_t i = 0; i < n; ++i) {
     const int64_t slot = assignment(b, i);
     if (lists.next[i] == kKept || slot < 0 || indices(b, slot) < 0) continue;
-    writable.append(slot, i);
+    lists.append(slot, i);
   }
 }
 
@@ -77,7 +76,7 @@ void merge_tokens(const Array<3>& tokens, const Output<const int64_t>& indices, 
       if (indices(b, s) >= 0) add(indices(b, s));
       int64_t left = lists.count[s];
       for (int32_t i = lists.first[s]; left > 0; i = lists.next[i], --left) add(i);
-      const double count = static_cast<double>(lists.count[s] + 1);
+      const auto count = static_cast<double>(lists.count[s] + 1);
       const int64_t at = (b * k + s) * channels + begin;
       if (tokens.dtype == DType::float64) {
         write_mean(sum, count, width, static_cast<double*>(merged) + at);

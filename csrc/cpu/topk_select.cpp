@@ -1,6 +1,7 @@
 // Top-k by unsigned keys: the score's bits in rank order above, the index below, so that all keys differ and ties fall to the
 // lowest index.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "element.h"
@@ -12,7 +13,7 @@ namespace {
 // Smaller is better: falling numbers, then -inf, then NaN; -0 equals 0.
 template <class Bits, class Float>
 Bits rank_bits(Float score) {
-  if (score != score) return ~Bits{0};
+  if (std::isnan(score)) return ~Bits{0};
   score += Float{0};  // -0 becomes 0
   Bits bits;
   std::memcpy(&bits, &score, sizeof bits);
@@ -50,7 +51,7 @@ void topk_select(const Array<2>& scores, const Lengths& lengths, int64_t k, bool
       for (int64_t i = 0; i < n; ++i) keys[i] = Key{rank_bits<uint64_t>(x[i * row.stride[0]])} << 64 | static_cast<uint64_t>(i);
       select(keys, n, k, sort, b, indices, 64);
     } else {
-      uint64_t* keys = reinterpret_cast<uint64_t*>(scratch + worker * per_worker);
+      auto* keys = reinterpret_cast<uint64_t*>(scratch + worker * per_worker);
       for (int64_t i = 0; i < n; ++i) {
         keys[i] = uint64_t{rank_bits<uint32_t>(element_as_float(row, i))} << 32 | static_cast<uint64_t>(i);
       }

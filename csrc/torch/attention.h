@@ -7,7 +7,7 @@ namespace vtkernels::torch_ops {
 
 inline cpu::AttentionOptions attention_options(const Tensor& key, std::optional<double> scale, int64_t prefix,
                                                Reduce reduce = Reduce::mean) {
-  const double d = static_cast<double>(key.size(3));
+  const auto d = static_cast<double>(key.size(3));
   return {static_cast<float>(scale ? *scale : 1 / std::sqrt(d)), prefix, reduce};
 }
 

@@ -68,11 +68,11 @@ struct Argument {
 
 void check_budget(const char* op, int64_t k, const char* what, int64_t n);
 void check_lengths(const char* op, const std::optional<Tensor>& lengths, int64_t b, const char* other_name, const Tensor& other,
-                   const char* name = "lengths");
+                   const char* what = "lengths");
 void check_indices(const char* op, const Tensor& indices, const Tensor& tokens, const char* tokens_name = "tokens");
 // Every index is -1 or a token: a look at the data, which costs no synchronisation on the CPU.
 void check_in_range(const char* op, const Tensor& indices, int64_t n);
-void check_int64(const char* op, const char* name, const Tensor& x, int64_t b, int64_t n, const char* other_name,
+void check_int64(const char* op, const char* what, const Tensor& x, int64_t b, int64_t n, const char* other_name,
                  const Tensor& other);
 void check_attention(const char* op, const Tensor& query, const char* query_dims, const Tensor& key,
                      std::optional<double> scale, int64_t prefix, const std::optional<Tensor>& lengths);

@@ -56,9 +56,9 @@ struct Output {
 
 // The number of valid tokens of each image; all of them where data is null.
 struct Lengths {
-  const void* data;
-  bool is_int64;
-  int64_t stride;
+  const void* data = nullptr;
+  bool is_int64 = false;
+  int64_t stride = 0;
   int64_t offset = 0;
 
   // The lengths of a row that lost its first `prefix` tokens.

@@ -37,7 +37,7 @@ float inverse_norm(const T* row, int64_t stride, int64_t channels) {
     sum[s] = fma(x, x, sum[s]);
   }
   const float square = fold(sum);
-  return square > 0 && square - square == 0 ? 1 / __builtin_sqrtf(square) : 0;
+  return square > 0 && __builtin_isfinite(square) ? 1 / __builtin_sqrtf(square) : 0;
 }
 
 // Channels [first, first + depth) of the panel's rows, scaled; missing and unusable rows are zero.

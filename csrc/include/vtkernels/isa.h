@@ -10,10 +10,10 @@ namespace vtkernels {
 constexpr int64_t kPad = 64;
 
 struct Coverage {
-  const float* similarity;  // [candidates][row_stride], zero behind the items
-  int64_t row_stride;
-  int64_t items;  // a multiple of 64
-  int64_t candidates;
+  const float* similarity = nullptr;  // [candidates][row_stride], zero behind the items
+  int64_t row_stride = 0;
+  int64_t items = 0;  // a multiple of 64
+  int64_t candidates = 0;
   const float* weight = nullptr;  // [candidates], >= 0 or NaN; null: none
   Combine combine = Combine::multiply;
   bool lazy = true;          // false evaluates every candidate in every step (tests compare the two)

@@ -47,7 +47,7 @@ struct Parallel {
  private:
   template <class Count, class F>
   struct Shared {
-    int64_t phases;
+    int64_t phases = 0;
     const Count& tasks_of;
     const F& f;
     std::atomic<int64_t> taken{0};  // over all phases, so that it never has to be reset

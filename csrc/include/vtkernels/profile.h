@@ -56,7 +56,7 @@ void sum_of_rows(const T* rows, const int64_t (&stride)[2], const ProfileHead& p
       square[s] = fma(x, x, square[s]);
     }
     const float norm = fold(square);
-    unusable[t] = norm - norm == 0 ? 0 : __builtin_nanf("");
+    unusable[t] = __builtin_isfinite(norm) ? 0 : __builtin_nanf("");
     if (unusable[t] != 0 || t < p.prefix) continue;
     for (int64_t d = 0; d < p.channels; d += kWidth) {
       store(total + d,

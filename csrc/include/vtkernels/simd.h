@@ -13,6 +13,13 @@
 
 namespace vtkernels::VTKERNELS_ISA {
 
+struct Float16 {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
+
 #if defined(__AVX512F__)
 constexpr int kWidth = 16;
 using Vec = __m512;
@@ -38,8 +45,8 @@ inline void interleave(Vec a, Vec b, Vec& low, Vec& high) {
   low = _mm512_permutex2var_ps(a, lo, b);
   high = _mm512_permutex2var_ps(a, hi, b);
 }
-inline Vec load_float16(const uint16_t* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
-inline Vec load_bfloat16(const uint16_t* p) {
+inline Vec load_as_float(const Float16* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+inline Vec load_as_float(const BFloat16* p) {
   return _mm512_castsi512_ps(
       _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16));
 }
@@ -86,8 +93,8 @@ inline void interleave(Vec a, Vec b, Vec& low, Vec& high) {
   low = _mm256_permute2f128_ps(even, odd, 0x20);
   high = _mm256_permute2f128_ps(even, odd, 0x31);
 }
-inline Vec load_float16(const uint16_t* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
-inline Vec load_bfloat16(const uint16_t* p) {
+inline Vec load_as_float(const Float16* p) { return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+inline Vec load_as_float(const BFloat16* p) {
   return _mm256_castsi256_ps(
       _mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))), 16));
 }
@@ -108,8 +115,8 @@ inline float fold_lanes(Vec x) {
 
 #else  // any other machine: the compiler's own four-lane vectors
 constexpr int kWidth = 4;
-typedef float Vec __attribute__((vector_size(16)));
-typedef int32_t IntVec __attribute__((vector_size(16)));
+using Vec __attribute__((vector_size(16))) = float;
+using IntVec __attribute__((vector_size(16))) = int32_t;
 
 inline Vec splat(float x) { return Vec{x, x, x, x}; }
 inline Vec load(const float* p) {
@@ -120,7 +127,7 @@ inline Vec load(const float* p) {
 inline void store(float* p, Vec x) { std::memcpy(p, &x, sizeof x); }
 inline Vec fma(Vec a, Vec b, Vec c) { return a * b + c; }
 inline Vec max(Vec a, Vec b) { return a > b ? a : b; }
-inline Vec finite_or(Vec x, Vec other) { return x - x == Vec{} ? x : other; }
+inline Vec finite_or(Vec x, Vec other) { return x - x == Vec{} ? x : other; }  // NOLINT(misc-redundant-expression)
 inline Vec where_at_least(Vec x, Vec limit, Vec y) { return x >= limit ? y : Vec{}; }
 inline uint32_t mask_of(IntVec lanes) { return (lanes[0] & 1u) | (lanes[1] & 2u) | (lanes[2] & 4u) | (lanes[3] & 8u); }
 inline uint32_t equal_mask(Vec a, Vec b) { return mask_of(a == b); }
@@ -129,11 +136,13 @@ inline void interleave(Vec a, Vec b, Vec& low, Vec& high) {
   low = Vec{a[0], b[0], a[1], b[1]};
   high = Vec{a[2], b[2], a[3], b[3]};
 }
-inline Vec load_float16(const uint16_t* p) {
-  return Vec{float_from_float16(p[0]), float_from_float16(p[1]), float_from_float16(p[2]), float_from_float16(p[3])};
+inline Vec load_as_float(const Float16* p) {
+  return Vec{float_from_float16(p[0].bits), float_from_float16(p[1].bits), float_from_float16(p[2].bits),
+             float_from_float16(p[3].bits)};
 }
-inline Vec load_bfloat16(const uint16_t* p) {
-  return Vec{float_from_bfloat16(p[0]), float_from_bfloat16(p[1]), float_from_bfloat16(p[2]), float_from_bfloat16(p[3])};
+inline Vec load_as_float(const BFloat16* p) {
+  return Vec{float_from_bfloat16(p[0].bits), float_from_bfloat16(p[1].bits), float_from_bfloat16(p[2].bits),
+             float_from_bfloat16(p[3].bits)};
 }
 inline void add_to(double* sum, Vec x) {
   for (int l = 0; l < 4; ++l) sum[l] += static_cast<double>(x[l]);
@@ -171,16 +180,7 @@ inline void transpose(Vec (&rows)[kWidth]) {
   }
 }
 
-struct Float16 {
-  uint16_t bits;
-};
-struct BFloat16 {
-  uint16_t bits;
-};
-
 inline Vec load_as_float(const float* p) { return load(p); }
-inline Vec load_as_float(const Float16* p) { return load_float16(&p->bits); }
-inline Vec load_as_float(const BFloat16* p) { return load_bfloat16(&p->bits); }
 inline Vec load_as_float(const double* p) {
   float x[kWidth];
   for (int l = 0; l < kWidth; ++l) x[l] = static_cast<float>(p[l]);

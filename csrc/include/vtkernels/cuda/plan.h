@@ -182,7 +182,7 @@ struct GreedyLayout {
 };
 
 struct GreedyPlan : Plan {
-  GreedyPlace place;
+  GreedyPlace place = GreedyPlace::resident;
 };
 
 // The loop as the last launch of `plan`. One block an image where its part of the similarity fits in shared memory, else a
