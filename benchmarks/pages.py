@@ -1,4 +1,4 @@
-"""``bench pages``: tables and plots of the READMEs from the committed results. A test fails when they disagree."""
+"""``bench pages``: tables and plots of the READMEs and the site from the committed results. A test fails when they disagree."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ from .ops import in_words
 Rows = Sequence[Mapping[str, str]]
 _HERE = Path(__file__).parent
 README, BENCHMARKS = _HERE.parent / "README.md", _HERE / "README.md"
+INDEX, PERFORMANCE = (_HERE.parent / "docs" / f"{name}.md" for name in ("index", "performance"))
+# One op of each kind for the first page, the one without a lead among them.
+HEADLINE = ("scope_select", "attention_profile", "graph_propagate", "crop_topk", "topk_select", "route_tokens")
 
 
 @dataclass(frozen=True)
@@ -35,14 +38,14 @@ def add_parser(commands: Any) -> None:
     commands.add_parser(
         "pages",
         help="write the READMEs' tables, and draw the plots, from the committed results",
-        description="Writes the tables of README.md and benchmarks/README.md and the plots of docs/ from benchmarks/results.",
+        description="Writes the tables of README.md, benchmarks/README.md and docs/, and its plots, from benchmarks/results.",
         epilog="example:\n  vtkernels bench pages",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write both pages and all plots."""
+    """Write all pages and all plots."""
     if not RESULTS.is_dir():
         raise UsageError("the pages are those of a checkout, and this is an installed package; run it there")
     for page in dict.fromkeys(block.page for block in BLOCKS):
@@ -107,6 +110,15 @@ def table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 BLOCKS = (
     Block(README, "ops", "cpu.csv", lambda rows: ops(rows, first_shapes=True)),
     Block(README, "model", "cpu_model.csv", lambda rows: model_table.markdown(rows, brief=True)),
+    Block(INDEX, "headline", "cpu.csv", lambda rows: ops([r for r in rows if r["op"] in HEADLINE], first_shapes=True)),
+    Block(
+        INDEX,
+        "model",
+        "cpu_model.csv",
+        lambda rows: model_table.markdown([r for r in rows if r["model"] == rows[0]["model"]], brief=True),
+    ),
+    Block(PERFORMANCE, "ops", "cpu.csv", lambda rows: ops(rows, first_shapes=True)),
+    Block(PERFORMANCE, "model", "cpu_model.csv", lambda rows: model_table.markdown(rows, brief=True)),
     Block(BENCHMARKS, "ops", "cpu.csv", ops),
     Block(BENCHMARKS, "shapes", "cpu.csv", shapes),
     Block(BENCHMARKS, "scaling", "cpu_scaling.csv", lambda rows: f"{scaling.markdown(rows)}\n\n{taken(rows)}"),

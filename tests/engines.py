@@ -341,6 +341,7 @@ SOURCES = {
             "self.video_pruning_rate =",
         ],
         "multimodal/processing/processor.py": [BaseMultiModalProcessor._get_mm_hashes, BaseMultiModalProcessor.__init__],
+        "model_executor/models/interfaces.py": ["supports_encoder_tp_data: ClassVar[bool]", "supports_tower_connector_lora"],
         "multimodal/registry.py": [MultiModalRegistry.register_processor],
         "multimodal/video_prune/evs.py": [compute_retained_tokens_count, compute_mrope_for_media],
         "model_executor/models/registry.py": [_ModelRegistry.register_model],

@@ -45,6 +45,8 @@ class MultiModalProcessor(LlavaMultiModalProcessor):
 class VtkernelsLlavaForConditionalGeneration(LlavaForConditionalGeneration):
     # An adapter of the tower would be told of as many tokens as are left, and the tower has them all.
     supports_tower_connector_lora = False
+    # With --mm-encoder-tp-mode data every GPU has the whole tower, and all of them run it on all images.
+    supports_encoder_tp_data = True
 
     def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
