@@ -360,7 +360,8 @@ def _break(source: Source, arguments: dict[str, Any]) -> str:
 def _out(source: Source, op: str, arguments: dict[str, Any]) -> Tensor:
     like = SHAPES[op](**arguments)
     out = torch.full(like.shape, 77, dtype=OUT[op])
-    inputs = [x for x in _tensors(arguments) if x.untyped_storage().nbytes() >= out.nbytes]
+    # of a negated view the op gets a copy
+    inputs = [x for x in _tensors(arguments) if x.untyped_storage().nbytes() >= out.nbytes and not x.is_neg()]
     if inputs and source.chance(0.2):  # in the memory of an input: over its elements, or in a gap between them
         return torch.empty(0, dtype=out.dtype).set_(source.pick(*inputs).untyped_storage(), 0, out.shape, out.stride())
     return arrange(out, source.pick("contiguous", "transposed", "sliced", "misaligned", "batch_inside"))
