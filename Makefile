@@ -8,7 +8,7 @@ SOURCES := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml con
 TORCH := $(shell grep ^torch== constraints.txt)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test fuzz sanitize-address sanitize-thread test-kernels test-lmms-eval test-original test-transformers test-cuda-torch lint gpu bench guard build clean
+.PHONY: demo test fuzz properties sanitize-address sanitize-thread test-kernels test-lmms-eval test-original test-transformers test-cuda-torch lint gpu bench guard build clean
 
 demo: build
 	$(BIN)/python -m vtkernels demo
@@ -19,12 +19,15 @@ PYTEST = COLUMNS=160 OMP_WAIT_POLICY=passive VTKERNELS_REQUIRE_NATIVE=1 $(BIN)/p
 test: build
 	$(PYTEST)
 
-# 100,000 random calls of the ops held against the contract, and the properties of the ops on many random examples.
+# 100,000 random calls of the ops, good and bad, held against the contract.
 fuzz: build
 	$(BIN)/python -m tests.fuzz
+
+# The properties of the ops on many more examples than in the test-suite, and others each time.
+properties: build
 	VTKERNELS_HYPOTHESIS=fuzz $(PYTEST) tests/test_properties.py
 
-# The library built with AddressSanitizer and UndefinedBehaviorSanitizer, or with ThreadSanitizer (gcc's), under the tests of the ops.
+# The tests of the ops on a library built with AddressSanitizer and UndefinedBehaviorSanitizer, or with ThreadSanitizer.
 sanitize-address sanitize-thread: sanitize-%: build
 	$(BIN)/python tests/sanitize.py $*
 
