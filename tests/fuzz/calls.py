@@ -155,7 +155,7 @@ def _scope_select(source: Source) -> dict[str, Any]:
         "features": source.floats(b, n, source.size(140)),
         "saliency": source.pick(None, source.floats(b, n, dtype=source.another_dtype())),
         "k": source.budget(n),
-        "alpha": source.pick(1.0, 1.0, 0.0, 0.5, 2, 30.0),
+        "alpha": source.pick(1.0, 1.0, 0.0, 0.5, 2.0, 30.0),
         "combine": source.pick("multiply", "add"),
         "lengths": source.lengths(b, n),
         "sort": source.pick(True, False),
@@ -259,7 +259,7 @@ def _cluster_topk(source: Source) -> dict[str, Any]:
         "labels": _labels(source, b, n),
         "relevance": source.floats(b, n),
         "k": source.budget(n),
-        "pool": source.pick(0.5, 0, 1, 0.25, source.random.random()),
+        "pool": source.pick(0.5, 0.0, 1.0, 0.25, source.random.random()),
         "lengths": source.lengths(b, n),
         "sort": source.pick(True, False),
     }
