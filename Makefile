@@ -9,7 +9,7 @@ TORCH := $(shell grep ^torch== constraints.txt)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: demo test test-kernels test-lmms-eval test-original test-transformers test-cuda-torch lint gpu bench guard build clean \
-  dist test-dist test-matrix hub test-hub docs docs-serve fuzz sanitize-address sanitize-thread
+  dist test-dist test-matrix hub test-hub docs docs-serve fuzz sanitize-address sanitize-thread properties
 
 demo: build
 	$(BIN)/python -m vtkernels demo
@@ -26,12 +26,15 @@ lint: build
 	$(BIN)/mypy && $(BIN)/lint-imports --no-cache --no-logo
 	$(BIN)/clang-format --dry-run --Werror $(shell find csrc tests/emulator tests/sanitizer -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-# 100,000 random calls of the ops held against the contract, and the properties of the ops on many random examples.
+# 100,000 random calls of the ops, good and bad, held against the contract.
 fuzz: build
 	$(BIN)/python -m tests.fuzz
+
+# The properties of the ops on many more examples than in the test-suite, and others each time.
+properties: build
 	VTKERNELS_HYPOTHESIS=fuzz $(PYTEST) tests/test_properties.py
 
-# The library built with AddressSanitizer and UndefinedBehaviorSanitizer, or with ThreadSanitizer (gcc's), under the tests of the ops.
+# The tests of the ops on a library built with AddressSanitizer and UndefinedBehaviorSanitizer, or with ThreadSanitizer.
 sanitize-address sanitize-thread: sanitize-%: build
 	$(BIN)/python tests/sanitize.py $*
 

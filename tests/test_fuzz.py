@@ -13,6 +13,7 @@ import pytest
 import torch
 from cases import run
 from fuzz import calls, judge, watch
+from fuzz.agreement import assert_agrees
 from fuzz.calls import Call, draw
 from fuzz.judge import Memory
 
@@ -108,6 +109,22 @@ def test_a_refusal_of_a_good_call_and_the_acceptance_of_a_bad_one_are_noticed(mo
     monkeypatch.setattr(judge, "_call", lambda call, direct=False: None)
     with pytest.raises(AssertionError, match="accepted, though"):
         judge.judge(Call("topk_select", {**good, "k": 10}, broken="k"))
+
+
+@pytest.mark.parametrize("op", [op for op in SCHEMAS if op != "compact_"])
+def test_disagreement_with_the_reference_is_noticed(op):
+    """Of calls with a good answer that is then changed: indices by a place, scores by a hundredth."""
+    noticed = []
+    for call in (call for i in range(60) if not (call := draw(1, i, op)).broken):
+        arguments = {**call.arguments, **({"sort": False} if "sort" in call.arguments else {})}
+        results = run(op, arguments)
+        assert_agrees(op, arguments, results)
+        changed = tuple(0.99 * x - 0.01 if x.is_floating_point() else x.roll(1, 1) for x in results)
+        try:
+            assert_agrees(op, arguments, changed)
+        except AssertionError:
+            noticed.append(call)
+    assert len(noticed) > 5
 
 
 def test_writes_around_a_result_and_into_an_input_are_noticed():

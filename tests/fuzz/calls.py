@@ -155,7 +155,7 @@ def _scope_select(source: Source) -> dict[str, Any]:
         "features": source.floats(b, n, source.size(140)),
         "saliency": source.pick(None, source.floats(b, n, dtype=source.another_dtype())),
         "k": source.budget(n),
-        "alpha": source.pick(1.0, 1.0, 0.0, 0.5, 2, 30.0),
+        "alpha": source.pick(1.0, 1.0, 0.0, 0.5, 2.0, 30.0),
         "combine": source.pick("multiply", "add"),
         "lengths": source.lengths(b, n),
         "sort": source.pick(True, False),
@@ -259,7 +259,7 @@ def _cluster_topk(source: Source) -> dict[str, Any]:
         "labels": _labels(source, b, n),
         "relevance": source.floats(b, n),
         "k": source.budget(n),
-        "pool": source.pick(0.5, 0, 1, 0.25, source.random.random()),
+        "pool": source.pick(0.5, 0.0, 1.0, 0.25, source.random.random()),
         "lengths": source.lengths(b, n),
         "sort": source.pick(True, False),
     }
@@ -360,7 +360,8 @@ def _break(source: Source, arguments: dict[str, Any]) -> str:
 def _out(source: Source, op: str, arguments: dict[str, Any]) -> Tensor:
     like = SHAPES[op](**arguments)
     out = torch.full(like.shape, 77, dtype=OUT[op])
-    inputs = [x for x in _tensors(arguments) if x.untyped_storage().nbytes() >= out.nbytes]
+    # of a negated view the op gets a copy
+    inputs = [x for x in _tensors(arguments) if x.untyped_storage().nbytes() >= out.nbytes and not x.is_neg()]
     if inputs and source.chance(0.2):  # in the memory of an input: over its elements, or in a gap between them
         return torch.empty(0, dtype=out.dtype).set_(source.pick(*inputs).untyped_storage(), 0, out.shape, out.stride())
     return arrange(out, source.pick("contiguous", "transposed", "sliced", "misaligned", "batch_inside"))
