@@ -169,10 +169,11 @@ def commands(page):
                 yield line + number, words
 
 
-def test_commands(capsys, monkeypatch):
+def test_commands(benchmarks, capsys, monkeypatch):
     """Their options exist; none of them runs. pip, other programs' own commands and paths are not looked into."""
     seen = set()
-    for module in (cli.demo, cli.flops, cli.info, cli.tune, cli.bench):
+    measured = [benchmarks(module) for module in benchmarks("__main__").COMMANDS.values()]
+    for module in (cli.demo, cli.flops, cli.info, cli.tune, *measured):
         monkeypatch.setattr(module, "run", lambda *given: 0)
     for page in PAGES:
         for line, words in commands(page):
