@@ -83,6 +83,11 @@ def ops(rows: Rows, *, first_shapes: bool = False) -> str:
     return f"{table(heads, lines)}\n\n{rows[0]['dtype']}, {taken(rows)}"
 
 
+def headline(rows: Rows) -> str:
+    """The few ops of the first page, at their first shapes."""
+    return ops([row for row in rows if row["op"] in HEADLINE], first_shapes=True)
+
+
 def shapes(rows: Rows) -> str:
     """The registry; a default run measures what is bold."""
     heads = ["shape", "taken from", "B", "N", "D of tower, of language model", "heads", "K"]
@@ -108,9 +113,9 @@ def table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 BLOCKS = (
-    Block(README, "ops", "cpu.csv", lambda rows: ops(rows, first_shapes=True)),
+    Block(README, "ops", "cpu.csv", headline),
     Block(README, "model", "cpu_model.csv", lambda rows: model_table.markdown(rows, brief=True)),
-    Block(INDEX, "headline", "cpu.csv", lambda rows: ops([r for r in rows if r["op"] in HEADLINE], first_shapes=True)),
+    Block(INDEX, "ops", "cpu.csv", headline),
     Block(
         INDEX,
         "model",

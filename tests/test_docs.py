@@ -169,15 +169,16 @@ def commands(page):
                 yield line + number, words
 
 
-def test_commands(capsys, monkeypatch):
+def test_commands(benchmarks, capsys, monkeypatch):
     """Their options exist; none of them runs. pip, other programs' own commands and paths are not looked into."""
-    seen = set()
-    for module in (cli.demo, cli.flops, cli.info, cli.tune, cli.bench):
+    bench, seen = benchmarks("__main__"), set()
+    for module in (cli.demo, cli.flops, cli.info, cli.tune, *map(benchmarks, bench.COMMANDS.values())):
         monkeypatch.setattr(module, "run", lambda *given: 0)
     for page in PAGES:
         for line, words in commands(page):
             if words[0] == "vtkernels":
-                assert cli.main(words[1:]) == 0, f"{page}:{line}: {' '.join(words)}: {capsys.readouterr().err}"
+                code = bench.main(words[2:]) if words[1] == "bench" else cli.main(words[1:])
+                assert code == 0, f"{page}:{line}: {' '.join(words)}: {capsys.readouterr().err}"
             elif words[0] == "make":
                 assert set(words[1:]) <= set(TARGETS), f"{page}:{line}: {' '.join(words)}"
             else:

@@ -47,13 +47,14 @@ def captured(model, pixels):
 
 
 class TestPlan:
+    @pytest.mark.parametrize("keep", [9, 0.3])
     @pytest.mark.parametrize("name", METHODS)
-    def test_is_what_prune_chooses(self, model, name):
+    def test_is_what_prune_chooses(self, model, name, keep):
         x = models.inputs(model, PROMPT)
         features, query, key = captured(model, x["pixel_values"])
-        made = plan.Plan(METHODS[name], 9)
+        made = plan.Plan(METHODS[name], keep)
         tokens, indices = made.prune(features, model.model.multi_modal_projector, query, key, (6, 6))
-        with torch.no_grad(), vt.prune(model, METHODS[name], keep=9, positions="contiguous") as pruning:
+        with torch.no_grad(), vt.prune(model, METHODS[name], keep=keep, positions="contiguous") as pruning:
             expected = model(**x).logits
         assert indices.tolist() == [kept.tolist() for kept in pruning.last.indices]
         ids = prompt.shorten(x["input_ids"][0].tolist(), models.IMAGE, [36] * 3, [made.tokens(36, (6, 6))] * 3)

@@ -9,6 +9,7 @@ import copy
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -115,6 +116,38 @@ class TestVllm:
                 with set_forward_context(None, config):
                     got = adapter.embed_multimodal(pixel_values=pixels)
             torch.testing.assert_close(got, expected(model, name, pixels), rtol=1e-4, atol=1e-4, msg=name)
+
+    def test_positions_of_videos(self):
+        """Its own correction of M-RoPE positions takes what the adapter hands over, whole and in chunks."""
+        pytest.importorskip("vllm.model_executor.models.qwen2_5_vl")
+        from vtkernels_serving.vllm_qwen2_5_vl import VtkernelsQwen2_5_VLForConditionalGeneration, cover_frames
+
+        adapter = object.__new__(VtkernelsQwen2_5_VLForConditionalGeneration)  # without its towers
+        vars(adapter).update(
+            video_pruning_rate=0.6,
+            visual=SimpleNamespace(spatial_merge_size=2),
+            config=SimpleNamespace(
+                vision_config=SimpleNamespace(tokens_per_second=2),
+                image_token_id=90,
+                video_token_id=91,
+                vision_start_token_id=92,
+            ),
+        )
+        tokens = torch.randn(4 * 12, 16)
+        video = {"video_grid_thw": torch.tensor([[4, 6, 8]]), "second_per_grid_ts": torch.tensor([1.0])}
+        (pruned,) = adapter._postprocess_video_embeds_evs((tokens,), video)
+        kept = cover_frames(tokens.unflatten(0, (4, 12)), len(pruned))
+
+        ids = [5, 6, 92] + [91] * len(pruned) + [93, 7, 8]
+        start = torch.arange(len(ids)).expand(3, -1).contiguous()
+        embeddings, whole, _ = adapter.recompute_mrope_positions(ids, [pruned], start, 0)
+        assert torch.equal(embeddings[0], tokens[kept])
+        places = torch.stack([kept // 12 * 2, kept % 12 // 4, kept % 4])
+        assert torch.equal(whole[:, 3 : 3 + len(pruned)], 3 + places)
+
+        _, chunk, _ = adapter.recompute_mrope_positions(ids, [pruned[:7]], start, 0)
+        _, chunks, _ = adapter.recompute_mrope_positions(ids, [pruned[7:]], chunk, 3 + 7)
+        assert torch.equal(chunks, whole)
 
 
 class TestSglang:

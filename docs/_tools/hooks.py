@@ -6,6 +6,7 @@ from html import unescape
 from pathlib import Path
 
 from latex2mathml.converter import convert
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[2]
@@ -16,6 +17,8 @@ PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
 }
+# Scripts, styles, fonts and pictures that a page would fetch; links that a reader follows are none.
+FETCHED = re.compile(r"""(?:src|srcset)=["']?(?:https?:)?//|<link[^>]+href=["']?(?:https?:)?//|url\(["']?(?:https?:)?//""")
 LINK = re.compile(r"(?<=\]\()(?![a-z]+:|#)([^)#\s]+)")
 
 
@@ -36,6 +39,12 @@ def on_page_content(html, **_):
     html = re.sub(r'<span class="arithmatex">\\\((.*?)\\\)</span>', lambda found: _math(found, "inline"), html, flags=re.DOTALL)
     html = re.sub(r'<div class="arithmatex">\\\[(.*?)\\\]</div>', lambda found: _math(found, "block"), html, flags=re.DOTALL)
     return html.replace("<table>", '<div class="table"><table>').replace("</table>", "</table></div>")
+
+
+def on_post_build(config):
+    for path in Path(config.site_dir).rglob("*"):
+        if path.suffix in (".html", ".css") and (found := FETCHED.search(path.read_text())):
+            raise PluginError(f"{path.name} would fetch from the network: {found[0]}")
 
 
 def _moved(text, source):
