@@ -21,7 +21,7 @@ from transformers import SiglipVisionModel as SiglipModel
 
 import vtkernels as vt
 from vtkernels.integrations import Pruning, prune
-from vtkernels.integrations.llava import recognises
+from vtkernels.integrations.original import recognises
 from vtkernels.methods import PAR, Context, FoPru, GPrune, HoloV, Random, Scope, Selection, TopAttention, Uniform
 
 INSTALLED = importlib.util.find_spec("llava") is not None
