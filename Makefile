@@ -9,7 +9,7 @@ TORCH := $(shell grep ^torch== constraints.txt)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: demo test test-kernels test-lmms-eval test-original test-transformers test-cuda-torch lint gpu bench guard build clean \
-  dist test-dist test-matrix hub test-hub docs docs-serve fuzz sanitize-address sanitize-thread properties
+  dist test-dist test-matrix hub test-hub docs docs-serve fuzz sanitize-address sanitize-thread properties tidy
 
 demo: build
 	$(BIN)/python -m vtkernels demo
@@ -37,6 +37,16 @@ properties: build
 # The tests of the ops on a library built with AddressSanitizer and UndefinedBehaviorSanitizer, or with ThreadSanitizer.
 sanitize-address sanitize-thread: sanitize-%: build
 	$(BIN)/python tests/sanitize.py $*
+
+# clang-tidy on the C++ of the CPU library, and on the CUDA kernels as the emulator compiles them.
+tidy: build
+	site="$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"; PATH="$(CURDIR)/$(BIN):$$PATH" \
+	  cmake -G Ninja -S . -B build/tidy -DCMAKE_EXPORT_COMPILE_COMMANDS=ON -DVTKERNELS_BUILD_CUDA=0 \
+	  -DVTKERNELS_TORCH_INCLUDE="$$site/torch/include" -DVTKERNELS_TORCH_LIB="$$site/torch/lib" \
+	  -Dpybind11_DIR="$$($(BIN)/pybind11-config --cmakedir)" -DPython_EXECUTABLE="$(CURDIR)/$(BIN)/python"
+	$(BIN)/run-clang-tidy.py -quiet -clang-tidy-binary $(BIN)/clang-tidy -p build/tidy -extra-arg=-Wno-unknown-warning-option
+	$(BIN)/clang-tidy --quiet tests/emulator/ops.cpp -- -std=c++17 -Icsrc/include -Itests/emulator \
+	  $$($(BIN)/pybind11-config --includes | sed 's/-I/-isystem /g')
 
 bench: build
 	$(BIN)/python -m benchmarks ops

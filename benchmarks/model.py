@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 __all__ = ["add_parser", "markdown", "run"]
 
 STAGES = ("vision", "selection", "projector", "prefill", "decode", "other", "first_token", "total")
-# Parts of vision and prefill, where the depth is cut: what grows with it.
-LAYERS = ("vision_layers", "prefill_layers")
 _COLUMNS = (
     "model", "method", "keep", "concurrency", "image", "stage", "p20_ms", "p50_ms", "p80_ms", "repeats", "peak_bytes",
     "tokens_before", "tokens_after", "text_tokens", "new_tokens", "vision_depth", "text_depth", "vision_full", "text_full",

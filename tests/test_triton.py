@@ -227,6 +227,16 @@ def test_parameters_are_recorded_and_overridden():
     assert parameters("topk_select", n=7) == before
 
 
+@interpreted
+def test_more_rows_than_an_int32_can_sum_are_refused():
+    same = torch.ones(1, 40, 8)  # of 32 rows at once, the first step would lose 32 times a similarity of 2**26
+    with _launch.override("greedy", ROWS=32):
+        with pytest.raises(Exception, match="ROWS of at most 16"), vt.backend("triton"):
+            vt.scope_select(same, None, 4)
+        with vt.backend("triton"):  # sums of coverage_select are int64
+            vt.coverage_select(same @ same.transpose(1, 2), None, 4)
+
+
 # ------------------------------------------------------------------------------------------------ vtkernels tune
 
 

@@ -27,6 +27,7 @@ DType dtype_of(const py::object& x) {
   return DType::float32;
 }
 
+// NOLINTNEXTLINE(performance-no-int-to-ptr): Python has addresses as integers
 void* pointer(const py::object& x) { return reinterpret_cast<void*>(x.attr("data_ptr")().cast<uintptr_t>()); }
 
 template <int Rank>

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vtkernels.integrations.llava import OriginalPruning, recognises
+from vtkernels.integrations.original import OriginalPruning, recognises
 from vtkernels.integrations.transformers import visuals_of
 from vtkernels.integrations.transformers.options import resolve
 from vtkernels.integrations.transformers.pruning import MARK, Pruning

@@ -23,7 +23,7 @@ from vtkernels.triton._launch import Build, default_parameters, next_power_of_2,
 _TAKEN = tl.constexpr(-2)  # in place of a gain, which is never negative
 _INVALID = tl.constexpr(-1)
 _NOTHING = tl.constexpr(-(2**63))  # less than any candidate
-MOST_ROWS = 16  # of a block of the list: so many differences of 26 bits fit an int32
+_MOST_ROWS = tl.constexpr(16)  # of a block of the list: the sum of so many differences of 26 bits fits an int32
 
 
 @triton.jit
@@ -73,6 +73,8 @@ def _greedy_kernel(
     BLOCK_N: tl.constexpr,
     ROWS: tl.constexpr,
 ):
+    wide: tl.constexpr = similarity.dtype.element_ty == tl.int64
+    tl.static_assert(wide or ROWS <= _MOST_ROWS, "the greedy loop of scope_select takes ROWS of at most 16")
     b, images = tl.program_id(0).to(tl.int64), tl.num_programs(0).to(tl.int64)
     similarity += b * m * ld
     parts += b * part_count * ld

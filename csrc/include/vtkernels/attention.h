@@ -62,7 +62,7 @@ inline float exponentials(float* row, int64_t tokens, int64_t padded) {
   for (int64_t t = 0; t < padded; t += kWidth) highest = max(highest, load(row + t));
   float lane[kWidth], top = kMinusInfinity;
   store(lane, highest);
-  for (const float x : lane) top = x > top ? x : top;
+  for (int l = 0; l < kWidth; ++l) top = lane[l] > top ? lane[l] : top;
   if (top == kMinusInfinity) return 0;
 
   Vec sum[kSums] = {};

@@ -18,7 +18,7 @@ namespace vtkernels::cuda {
 template <class T>
 struct Features {
   const T* data;
-  int64_t stride[3];
+  int64_t stride[3];  // NOLINT(modernize-use-default-member-init): not before there is an array
   int64_t n;
   int64_t channels;
   Lengths lengths;
@@ -77,7 +77,7 @@ struct GramStage {
 // x 32 each, as 2 x 4 products of the tensor cores.
 template <class T>
 struct GramProducts : GramStage {
-  static constexpr bool bfloat16 = std::is_same<T, BFloat16>::value;
+  static constexpr bool bfloat16 = std::is_same_v<T, BFloat16>;
 
   // Of the squared norms each warp has those of 16 of its rows and 16 of its columns, so that the two warps that share them do
   // not repeat them. They are elements g and g + 8 of a diagonal, held by the lanes that it passes through.

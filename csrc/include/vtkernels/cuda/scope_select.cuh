@@ -37,7 +37,7 @@ struct ScopeSimilarity {
   // To the nearest; a negative cosine covers nothing.
   static VTKERNELS_DEVICE int32_t fixed_point(float cosine) {
     const float scaled = cosine > 0 ? cosine * kScopeOne : 0.0f;
-    const int32_t whole = static_cast<int32_t>(scaled);
+    const auto whole = static_cast<int32_t>(scaled);
     return whole + (scaled - static_cast<float>(whole) >= 0.5f);
   }
 };
