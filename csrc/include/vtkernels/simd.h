@@ -1,6 +1,6 @@
 // One vector type per instruction set. Included only by translation units that are compiled for that set, inside the
-// namespace VTKERNELS_ISA, so that no function here can be shared with code for another set. VTKERNELS_ISA_<name> says which: the
-// compiler's own macros follow its flags, but not a target pragma in C++.
+// namespace VTKERNELS_ISA, so that no function here can be shared with code for another set. VTKERNELS_ISA_<name> says which:
+// the compiler's own macros follow its flags, but not a target pragma in C++.
 #pragma once
 
 #if defined(__x86_64__)
