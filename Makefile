@@ -24,7 +24,7 @@ test: build
 lint: build
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/mypy && $(BIN)/lint-imports --no-cache --no-logo
-	$(BIN)/clang-format --dry-run --Werror $(shell find csrc tests/emulator tests/sanitizer -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+	$(BIN)/clang-format --dry-run --Werror $(shell find csrc tools/hub tests/emulator tests/sanitizer -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 # 100,000 random calls of the ops, good and bad, held against the contract.
 fuzz: build

@@ -110,7 +110,8 @@ def test_every_instruction_set_is_compiled_as_by_cmake(tree):
     for name, options in tool("export_hub").ISA.items():
         wanted = {flag.removeprefix("-m") for flag in flags[name].split() if not flag.startswith("-W")}
         assert set(filter(None, options.split(","))) == wanted
-        assert f"#define VTKERNELS_ISA {name}\n" in (tree / "csrc" / "cpu" / f"isa_{name}.cpp").read_text()
+        text = (tree / "csrc" / "cpu" / f"isa_{name}.cpp").read_text()
+        assert f"#define VTKERNELS_ISA {name}\n#define VTKERNELS_ISA_{name}\n" in text
 
 
 def test_a_folder_of_something_else_is_not_replaced(tmp_path):

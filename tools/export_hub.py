@@ -79,7 +79,7 @@ def public() -> str:
 
 def one_isa(name: str, options: str) -> str:
     """The kernels for one instruction set: by a pragma, since a flag would have to suit every processor of the hub."""
-    text = f'#define VTKERNELS_ISA {name}\n#include "isa_kernels.h"\n'
+    text = f'#define VTKERNELS_ISA {name}\n#define VTKERNELS_ISA_{name}\n#include "isa_kernels.h"\n'
     if not options:
         return text
     return f'#if defined(__x86_64__)\n#pragma GCC target("{options}")\n{text}#endif\n'

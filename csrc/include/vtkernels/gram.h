@@ -11,9 +11,9 @@
 
 namespace vtkernels::VTKERNELS_ISA {
 
-#if defined(__AVX512F__)
+#if defined(VTKERNELS_ISA_avx512)
 constexpr int kTileRows = 8, kTileVecs = 3;
-#elif defined(__AVX2__)
+#elif defined(VTKERNELS_ISA_avx2)
 constexpr int kTileRows = 4, kTileVecs = 3;
 #else
 constexpr int kTileRows = 4, kTileVecs = 2;

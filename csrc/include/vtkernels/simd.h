@@ -1,5 +1,6 @@
 // One vector type per instruction set. Included only by translation units that are compiled for that set, inside the
-// namespace VTKERNELS_ISA, so that no function here can be shared with code for another set.
+// namespace VTKERNELS_ISA, so that no function here can be shared with code for another set. VTKERNELS_ISA_<name> says which:
+// the compiler's own macros follow its flags, but not a target pragma in C++.
 #pragma once
 
 #if defined(__x86_64__)
@@ -20,7 +21,7 @@ struct BFloat16 {
   uint16_t bits;
 };
 
-#if defined(__AVX512F__)
+#if defined(VTKERNELS_ISA_avx512)
 constexpr int kWidth = 16;
 using Vec = __m512;
 
@@ -71,7 +72,7 @@ inline float fold_lanes(Vec x) {
   return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
 }
 
-#elif defined(__AVX2__)
+#elif defined(VTKERNELS_ISA_avx2)
 constexpr int kWidth = 8;
 using Vec = __m256;
 
@@ -113,7 +114,7 @@ inline float fold_lanes(Vec x) {
   return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
 }
 
-#else  // any other machine: the compiler's own four-lane vectors
+#elif defined(VTKERNELS_ISA_portable)  // any machine: the compiler's own four-lane vectors
 constexpr int kWidth = 4;
 using Vec __attribute__((vector_size(16))) = float;
 using IntVec __attribute__((vector_size(16))) = int32_t;
@@ -154,6 +155,8 @@ inline Vec exp2_integer(Vec n) {
 }
 inline Vec round_to_integer(Vec x) { return (x + splat(12582912.0f)) - splat(12582912.0f); }
 inline float fold_lanes(Vec x) { return (x[0] + x[2]) + (x[1] + x[3]); }
+#else
+#error "VTKERNELS_ISA_avx512, VTKERNELS_ISA_avx2 or VTKERNELS_ISA_portable must say what is compiled"
 #endif
 
 // ---------------------------------------------------------------------------------- for every instruction set
