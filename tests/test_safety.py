@@ -25,7 +25,7 @@ def refuse(event, given):
         raise RuntimeError(f"{event} {given}")
 sys.addaudithook(refuse)
 import vtkernels as vt
-import vtkernels.viz, vtkernels.flops, vtkernels.integrations.llava, vtkernels.integrations.transformers
+import vtkernels.viz, vtkernels.flops, vtkernels.integrations.original, vtkernels.integrations.transformers
 import vtkernels.cli, vtkernels.integrations.lmms_eval
 assert vt.topk_select(torch.tensor([[1.0, 2.0]]), 1).tolist() == [[1]]
 """
