@@ -68,13 +68,18 @@ inline Lengths lengths(const std::optional<Tensor>& x) {
 inline Combine combine(const std::string& name) { return name == "add" ? Combine::add : Combine::multiply; }
 
 // ThreadSanitizer sees neither the fork nor the join of torch's threads: neither torch nor OpenMP is compiled for it.
+template <class T>
+inline void tsan_acquire([[maybe_unused]] T* object) {
 #if defined(__SANITIZE_THREAD__)
-inline void tsan_acquire(const void* object) { __tsan_acquire(const_cast<void*>(object)); }
-inline void tsan_release(const void* object) { __tsan_release(const_cast<void*>(object)); }
-#else
-inline void tsan_acquire(const void*) {}
-inline void tsan_release(const void*) {}
+  __tsan_acquire(const_cast<void*>(static_cast<const void*>(object)));
 #endif
+}
+template <class T>
+inline void tsan_release([[maybe_unused]] T* object) {
+#if defined(__SANITIZE_THREAD__)
+  __tsan_release(const_cast<void*>(static_cast<const void*>(object)));
+#endif
+}
 
 // A range of workers on one thread of torch's pool. The address of one member stands for the fork, that of the other for the
 // join.
