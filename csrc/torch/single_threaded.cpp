@@ -4,6 +4,7 @@
 
 #if defined(__GLIBC__) && (__GLIBC__ > 2 || __GLIBC_MINOR__ >= 32)
 extern "C" {
+// NOLINTNEXTLINE(bugprone-reserved-identifier): the name is glibc's
 __attribute__((visibility("hidden"))) char __libc_single_threaded = 0;
 }
 #endif
