@@ -25,7 +25,7 @@ DIST = Path(os.environ["VTKERNELS_DIST"])
 CHECKOUT = DIST.parent
 INSTALLED = Path(vt.__file__).parent
 # Neither the packager nor a build may leave anything else behind.
-HOUSEKEEPING = re.compile(r"\.(ci/.*|gitignore|clang-format)")
+HOUSEKEEPING = re.compile(r"\.(ci/.*|gitignore)")
 GENERATED = re.compile(r"PKG-INFO|setup\.cfg|vtkernels\.egg-info/.*")
 
 
