@@ -309,8 +309,7 @@ def out(op: str, out: Tensor, dtype: torch.dtype, shape: Sequence[int], like: Te
 
 def apart(op: str, out: Tensor, *args: object, **kwargs: object) -> None:
     """No input of the op lies in the memory of ``out``: a kernel may write an element before another thread has read it."""
-    names = inspect.signature(globals()[op]).parameters
-    for name, x in (*zip(names, args, strict=False), *kwargs.items()):
+    for name, x in inspect.signature(globals()[op]).bind(*args, **kwargs).arguments.items():
         if isinstance(x, Tensor) and _overlap(out, x):
             raise ValueError(f"{qualified(op)}: out must not overlap {name} in memory")
 
@@ -318,7 +317,7 @@ def apart(op: str, out: Tensor, *args: object, **kwargs: object) -> None:
 def _overlap(x: Tensor, y: Tensor) -> bool:
     if 0 in (x.numel(), y.numel()) or any(t.is_meta or isinstance(t, FakeTensor) for t in (x, y)):
         return False
-    ends = [sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True)) for t in (x, y)]
+    ends = [sum((t.shape[dim] - 1) * t.stride(dim) for dim in range(t.dim())) for t in (x, y)]
     first, second = (t.data_ptr() for t in (x, y))
     return first < second + (ends[1] + 1) * y.element_size() and second < first + (ends[0] + 1) * x.element_size()
 
