@@ -110,7 +110,7 @@ test-transformers: build .venv-transformers/.installed
 
 .venv-transformers/.installed: constraints.txt
 	$(PYTHON) -m venv .venv-transformers
-	.venv-transformers/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH) pytest pytest-xdist "transformers==4.57.6" peft accelerate pillow
+	.venv-transformers/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH) pytest pytest-xdist hypothesis "transformers==4.57.6" peft accelerate pillow
 	touch $@
 
 # The original LLaVA code base without its pins, torch 2.0.1 among them.
@@ -119,7 +119,7 @@ test-original: build .venv-original/.installed
 
 .venv-original/.installed: constraints.txt
 	$(PYTHON) -m venv .venv-original
-	.venv-original/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH) pytest "transformers==4.37.2" pillow
+	.venv-original/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH) pytest hypothesis "transformers==4.37.2" pillow
 	.venv-original/bin/python -m pip install --quiet --disable-pip-version-check --no-deps "llava-torch==1.2.2.post1"
 	touch $@
 
@@ -130,7 +130,7 @@ test-lmms-eval: build .venv-lmms-eval/.installed
 
 .venv-lmms-eval/.installed: constraints.txt pyproject.toml
 	$(PYTHON) -m venv .venv-lmms-eval
-	.venv-lmms-eval/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch pytest \
+	.venv-lmms-eval/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch pytest hypothesis \
 	  "setuptools>=77" transformers accelerate datasets decord evaluate loguru pillow pydantic pytablewriter \
 	  python-dotenv sacrebleu tenacity
 	.venv-lmms-eval/bin/python -m pip install --quiet --disable-pip-version-check --no-deps "lmms-eval==0.7.3"
