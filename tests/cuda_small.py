@@ -2,12 +2,14 @@
 
 compute-sanitizer --tool memcheck --error-exitcode 1 python tests/cuda_small.py       small sizes: a sanitizer is slow
 ncu --profile-from-start off python tests/cuda_small.py --headline                   real sizes, once, after a warm-up
+python tests/cuda_small.py --loads                                      is the library there, and does a kernel run?
 python tests/cuda_small.py --list                                                    the calls, without a GPU
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator
 
 import torch
@@ -44,11 +46,24 @@ def headline() -> Iterator[tuple[str, dict]]:
     yield "compact_", {"tokens": draw.normal(1, 576, 4096), "indices": kept(draw, 1, 576, 64)}
 
 
+def loads() -> None:
+    state = vt.status("native", "cuda")
+    if not state.available:
+        sys.exit(f"the native CUDA backend does not load: {state.reason}")
+    with vt.backend("native"):
+        got = vt.topk_select(torch.tensor([[1.0, 3.0, 2.0]], device="cuda"), 2).tolist()
+    if got != [[1, 2]]:
+        sys.exit(f"the native CUDA kernels do not work: topk_select gave {got}, not [[1, 2]]")
+    print("the native CUDA kernels load and run")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("headline", "list"):
+    for name in ("headline", "loads", "list"):
         parser.add_argument(f"--{name}", action="store_true")
     options = parser.parse_args()
+    if options.loads:
+        return loads()
     calls = list(headline() if options.headline else small())
     if options.list:
         print(f"{len(calls)} calls of {', '.join(dict.fromkeys(op for op, _ in calls))}")

@@ -1,4 +1,4 @@
-"""``vt.prune`` on an NVIDIA GPU: small models choose and say what they choose and say on the CPU, without waiting for the GPU."""
+"""``vt.prune`` on an NVIDIA GPU: small models choose and say the same as on the CPU, without waiting for the GPU."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ if not torch.cuda.is_available() or torch.version.hip is not None:
 PROMPTS = [[3, "image", 4, 5], [6, "image", 7]]
 METHODS = [vt.Scope(), vt.FoPru(), vt.HoloV(), vt.GPrune(), vt.TopAttention()]
 each_method = pytest.mark.parametrize("method", METHODS, ids=lambda m: type(m).__name__)
-each_model = pytest.mark.parametrize("build", [models.llava, models.llava_next, models.llava_onevision], ids=lambda b: b.__name__)
+each_model = pytest.mark.parametrize(
+    "build", [models.llava, models.llava_next, models.llava_onevision], ids=lambda b: b.__name__
+)
 
 
 @pytest.fixture(autouse=True)
