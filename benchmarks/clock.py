@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -139,6 +140,9 @@ def captured(call: Call, count: int = 1) -> Call:
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
     graph, result = torch.cuda.CUDAGraph(), None
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.disable()  # of an older graph, in the middle of a capture, it would break that
     try:
         with torch.cuda.stream(torch.cuda.Stream()):
             graph.capture_begin()
@@ -150,6 +154,9 @@ def captured(call: Call, count: int = 1) -> Call:
     except Exception as error:
         cause = error.__context__ or error  # that of the call says more than "capture was invalidated"
         raise CaptureFailed(str(cause)) from error
+    finally:
+        if collecting:
+            gc.enable()
 
     def replay() -> Any:
         graph.replay()

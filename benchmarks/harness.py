@@ -210,10 +210,15 @@ def failed(case: Case, error: Exception) -> dict[str, Any]:
 
 def failure(error: Exception) -> str:
     """What the column ``gate`` says of a provider that raised."""
+    return f"failed: {reason(error)}"
+
+
+def reason(error: Exception) -> str:
+    """An error in one line."""
     if isinstance(error, torch.OutOfMemoryError):
-        return "failed: out of memory"
+        return "out of memory"
     kind, text = type(error).__name__, first_line(error)
-    return f"failed: {kind}" if text == kind else f"failed: {kind}: {text}"
+    return kind if text == kind else f"{kind}: {text}"
 
 
 def gate(case: Case, work: Work, clock: Clock) -> dict[str, Timed]:
