@@ -50,6 +50,10 @@ class NotCaptured(Exception):
         self.provider = provider
 
 
+class Crashed(Exception):
+    """The process that measured a case did not come to its end."""
+
+
 @dataclass(frozen=True)
 class Work:
     """Inputs that are there, and the calls on them.
@@ -200,11 +204,11 @@ def _rows(case: Case, name: str, timed: Timed) -> Iterator[dict[str, Any]]:
         yield row | vars(mode) | percentiles(samples)
 
 
-def failed(case: Case, error: Exception) -> dict[str, Any]:
+def failed(case: Case, error: Exception, dtype: str = "") -> dict[str, Any]:
     """The row of a case of which nothing could be measured."""
     timed = Timed(lambda: None)
     timed.fail(error)
-    (row,) = _rows(case, OURS, timed)
+    (row,) = _rows(replace(case, dtype=dtype or case.dtype), OURS, timed)
     return row
 
 

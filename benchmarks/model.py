@@ -39,6 +39,7 @@ _EXAMPLES = """examples:
   vtkernels bench model                                   both 7B shapes, every method and budget, to results/<device>_model.csv
   vtkernels bench model --quick                           a smoke run on a tiny model, printed only
   vtkernels bench model --device cuda                     full depth in float16; concurrency 1, 8 and 32
+  vtkernels bench model --device cuda --headline --out gpu_model.csv      a minute on a GPU
   vtkernels bench model --shape llava-1.5-7b --concurrency 32 --keep 64 --out batch.csv
   vtkernels bench model --model llava-hf/llava-1.5-7b-hf --device cuda --out checkpoint.csv
 """
@@ -76,6 +77,8 @@ def add_parser(commands: Any) -> None:
     add("--threads", type=int, default=2, metavar="N", help="CPU threads (default: %(default)s)")
     add("--seed", type=int, default=0, help="of weights, prompts and the method random (default: %(default)s)")
     add("--quick", action="store_true", help="a tiny model of each kind, one timed run, two requests, the smallest budget")
+    add("--headline", action="store_true",
+        help="for a short run on a GPU: a request to LLaVA-1.5-7B, Scope and TopAttention at 64 tokens, 8 new ones")  # fmt: skip
     add("--out", type=Path, metavar="FILE",
         help="the CSV to write (default: results/DEVICE_model.csv, if what runs is not chosen otherwise)")  # fmt: skip
     add("--trust-remote-code", action="store_true", help="let the checkpoint run Python code of its own")
@@ -115,6 +118,8 @@ class Case:
 def run(options: argparse.Namespace) -> int:
     """Check everything that can be checked, then gate, measure, print and save."""
     require("bench model", "demo", "transformers", "PIL", "numpy")
+    if options.headline:
+        _headline(options)
     names = _arguments.method_names(options.method)
     _arguments.check_counts(options, "text_tokens", "new_tokens", "vision_layers", "text_layers", "repeats", "threads")
     _arguments.check_seed(options.seed)
@@ -147,6 +152,16 @@ def run(options: argparse.Namespace) -> int:
     if wrong:
         print("\n".join(wrong), file=sys.stderr)
     return 1 if wrong else 0
+
+
+def _headline(options: argparse.Namespace) -> None:
+    """The choices of ``--headline``, where none was made otherwise."""
+    choices = {"shape": ["llava-1.5-7b"], "method": ["Scope,TopAttention"], "concurrency": ["1"], "new_tokens": 8}
+    if not options.quick:  # a tiny model has 64 tokens
+        choices["keep"] = ["64"]
+    for name, value in choices.items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
 
 
 def _complaints(rows: Iterable[Mapping[str, Any]]) -> list[str]:

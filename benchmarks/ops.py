@@ -25,6 +25,7 @@ from .harness import (
     OURS,
     SIZES,
     Case,
+    Crashed,
     NotCaptured,
     by_case,
     complaints,
@@ -34,7 +35,7 @@ from .harness import (
     measure,
     with_triton,
 )
-from .process import spoilt, start_again
+from .process import spoilt, start_again, watched
 from .registry import Shape
 from .sheet import Sheet
 
@@ -75,7 +76,12 @@ def add_parser(commands: Any) -> None:
     add("--start", type=int, default=1, metavar="N",
         help="leave out the first N - 1 cases and keep the rows that the CSV has, after a run that ended early")  # fmt: skip
     add("--eager-only", action="append", metavar="NAME", help="capture this provider into no CUDA graph (repeatable)")
-    add("--red", action="store_true", help=argparse.SUPPRESS)  # an earlier process of this run has failed
+    add("--limit", type=float, default=60.0, metavar="S",
+        help="on a GPU: give up a case after so long, and go on with the next (default: %(default)s)")  # fmt: skip
+    # what the processes of one run on a GPU tell each other
+    add("--red", action="store_true", help=argparse.SUPPRESS)
+    add("--crashed", help=argparse.SUPPRESS)
+    add("--watched", type=Path, help=argparse.SUPPRESS)
     add_device(parser)
 
 
@@ -107,8 +113,10 @@ def run(options: argparse.Namespace) -> int:
     if options.headline and (options.shape or options.all_shapes or options.quick):
         raise UsageError("argument --headline: its cases have shapes of their own; leave out --shape, --all-shapes and --quick")
     todo = list(headlines(options.op) if options.headline else chosen(options))
-    if options.start > len(todo):
+    if options.start > len(todo) + bool(options.crashed):
         raise UsageError(f"argument --start: {options.start} is out of range; give 1 to {len(todo)}")
+    if options.watched is None and _arguments.torch_device(options.device).type == "cuda":
+        return watched(options.limit)
     device = use_device(options)
     inputs.dtype = getattr(torch, options.dtype)
     whole = not (options.op or options.shape or options.provider or options.quick or options.headline)
@@ -117,7 +125,11 @@ def run(options: argparse.Namespace) -> int:
     if out is not None:
         check_out(out)
     sheet = Sheet(out, COLUMNS, committed=options.out is None, resumed=options.start > 1)
+    if options.crashed:
+        sheet.add([failed(todo[options.start - 2], Crashed(options.crashed), options.dtype)])
     for place, case in announced(todo, options.start):
+        if options.watched is not None:
+            options.watched.write_text(str(place))
         try:
             sheet.add(measured(case, device, options))
         except NotCaptured as error:

@@ -114,8 +114,8 @@ def methods(names: Sequence[str], seed: int) -> dict[str, Any]:
 class Gate:
     """Methods of one way to share the budget, as one: each choice is compared on the very captures it will be timed on.
 
-    Ours against ``vtkernels.reference``; a published loop, on float32 copies because it rounds as it goes, against ours. At most
-    2% of the picks may differ (float ties). ``verdicts``: what each comparison gave, filled by a call of the model.
+    Ours against ``vtkernels.reference``; a published loop, on float32 copies because it rounds as it goes, against ours. At
+    most 2% of the picks may differ (float ties). ``verdicts``: what each comparison gave, filled by a call of the model.
     """
 
     members: dict[str, Any]

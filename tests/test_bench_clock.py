@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import contextmanager
 from functools import partial
 
@@ -310,6 +311,7 @@ def ops(benchmarks, gpu, monkeypatch, tmp_path, threads):
         monkeypatch.setattr(module, "headlines", lambda given: todo)
         out = tmp_path / "gpu.csv"
         given = ["ops", "--headline", "--device", "cuda", "--seconds", "1e-9", "--out", str(out), *arguments]
+        given += ["--watched", str(tmp_path / "case")]
         try:
             code = benchmarks("__main__").main(given)
         except Replaced as again:
@@ -353,3 +355,69 @@ def test_rows_are_there_after_every_case(ops, work):
         "red: 100.0% of the picks differ"
     }
     assert {row["N"] for row in rows} == {"1", "2"}
+
+
+# ------------------------------------------------------------------------------------------------ processes
+
+
+@pytest.fixture
+def watched(benchmarks, monkeypatch, tmp_path):
+    """Runs a script in place of the command: three cases, of which the second does something; returns the code and its log."""
+    process = benchmarks("process")
+
+    def run(second: str, limit: float = 30.0):
+        log = tmp_path / "log"
+        script = f"""
+import argparse, os, signal, sys, time
+parser = argparse.ArgumentParser()
+parser.add_argument("--start", type=int, default=1)
+parser.add_argument("--crashed", default="")
+parser.add_argument("--watched")
+given = parser.parse_args()
+with open({str(log)!r}, "a") as log:
+    print("begin", given.start, given.crashed, file=log)
+for case in range(given.start, 4):
+    with open(given.watched, "w") as place:
+        place.write(str(case))
+    if case == 2:
+        {second}
+    with open({str(log)!r}, "a") as log:
+        print("case", case, file=log)
+sys.exit(3)
+"""
+        monkeypatch.setattr(process, "command", lambda: [sys.executable, "-c", script])
+        return process.watched(limit), log.read_text().splitlines()
+
+    return run
+
+
+@pytest.mark.parametrize("name", ["SIGSEGV", "SIGABRT"])
+def test_a_crash_costs_one_case(watched, name):
+    code, log = watched(f"os.kill(os.getpid(), signal.{name})")
+    assert code == 3 and log == ["begin 1 ", "case 1", f"begin 3 {name}", "case 3"]
+
+
+def test_a_case_without_end_costs_one_case(watched):
+    code, log = watched("time.sleep(600)", limit=1.0)
+    assert code == 3 and log == ["begin 1 ", "case 1", "begin 3 no end after 1 s", "case 3"]
+
+
+def test_what_was_told_to_stop_stops(watched):
+    code, log = watched("os.kill(os.getpid(), signal.SIGTERM)")
+    assert code == 128 + 15 and log == ["begin 1 ", "case 1"]
+    assert watched("pass")[0] == 3
+
+
+def test_a_crashed_case_is_a_row_even_the_last(ops, work):
+    assert ops(work, work)[0] == 0
+    code, rows = ops(work, work, "--start", "3", "--crashed", "SIGSEGV", "--dtype", "float16")
+    assert code == 1 and (rows[-1]["N"], rows[-1]["dtype"], rows[-1]["gate"]) == ("2", "float16", "failed: Crashed: SIGSEGV")
+
+
+def test_only_a_gpu_is_watched(benchmarks, monkeypatch, threads):
+    ops = benchmarks("ops")
+    monkeypatch.setattr(ops, "watched", lambda limit: 40 + int(limit))
+    monkeypatch.setattr(ops._arguments, "torch_device", torch.device)
+    main = benchmarks("__main__").main
+    assert main(["ops", "--quick", "--op", "row_topk", "--device", "cuda", "--limit", "2"]) == 42
+    assert main(["ops", "--quick", "--op", "row_topk", "--seconds", "0.01", "--threads", "1"]) == 0

@@ -392,3 +392,13 @@ def test_figure_has_a_panel_for_each_model(measured):
     for panel, cases in zip(figure.axes, groups.values(), strict=True):
         assert [tick.get_text() for tick in panel.get_yticklabels()] == [case["method"] for case in cases]
         assert len(panel.patches) == 5 * len(cases)
+
+
+def test_headline_is_few_cases(tmp_path):
+    out = tmp_path / "rows.csv"
+    assert bench("--quick", "--headline", "--dtype", "float32", "--out", str(out)) == 0
+    ((key, cases),) = by_case(load(out)).items()
+    assert key == ("llava-1.5-7b (tiny)", 1) and {case["new_tokens"] for case in cases} == {"8"}
+    assert [case["method"] for case in cases] == [
+        "unpruned", "Scope", "Scope (published loop)", "TopAttention", "smaller image",
+    ]  # fmt: skip
