@@ -78,7 +78,7 @@ def add_parser(commands: Any) -> None:
     add("--seed", type=int, default=0, help="of weights, prompts and the method random (default: %(default)s)")
     add("--quick", action="store_true", help="a tiny model of each kind, one timed run, two requests, the smallest budget")
     add("--headline", action="store_true",
-        help="for a short run on a GPU: a request to LLaVA-1.5-7B, Scope and TopAttention at 64 tokens, 8 new ones")  # fmt: skip
+        help="for a short run on a GPU: a request to LLaVA-1.5-7B, Scope and TopAttention at 64 tokens, 8 new")  # fmt: skip
     add("--out", type=Path, metavar="FILE",
         help="the CSV to write (default: results/DEVICE_model.csv, if what runs is not chosen otherwise)")  # fmt: skip
     add("--trust-remote-code", action="store_true", help="let the checkpoint run Python code of its own")
