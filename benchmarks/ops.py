@@ -230,8 +230,9 @@ def show(rows: list[dict[str, Any]]) -> None:
             ratio = "" if ours is None else f"{p50 / ours:.2f}x"
             line = f"  {name:<20} {p50:10.4f} ms  ({p20:.4f} to {p80:.4f})  {ratio:>9}  {label}"
             print(line.rstrip(), flush=True)
-    for _, microseconds, limit, met in headline.verdicts(rows):
-        print(f"  target {limit:g} us: {'met' if met else 'MISSED'}, {microseconds:.1f} us of device time", flush=True)
+    for row, microseconds, limit, met in headline.verdicts(rows):
+        verdict = "met" if met else "MISSED"
+        print(f"  target {limit:g} us: {verdict}, {microseconds:.1f} us of device time, {row['backend']}", flush=True)
 
 
 def check_providers(names: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> None:

@@ -368,9 +368,10 @@ def markdown(rows: Sequence[Mapping[str, str]]) -> str:
     columns = [("time", axis) for axis in AXES] + [("memory", axis) for axis in "NB"]
     heads = ["op", "floor", *(f"{quantity}, {axis}" for quantity, axis in columns)]
     lines = [heads, ["---"] * len(heads)]
-    for op in dict.fromkeys(row["op"] for row in rows):
+    for op in dict.fromkeys(op for op, _, _ in curves):
+        floor = next(curve.floor_name for (name, _, _), curve in curves.items() if name == op)
         cells = [_cell(curves.get((op, *column))) for column in columns]
-        lines.append([f"`{op}`", curves[op, "time", "N"].floor_name.removesuffix(FLOOR), *cells])
+        lines.append([f"`{op}`", floor.removesuffix(FLOOR), *cells])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
