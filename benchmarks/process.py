@@ -46,7 +46,8 @@ def watched(limit: float) -> int:
     ``--crashed`` what to write of the one that is lost. Returns the exit code.
     """
     with tempfile.TemporaryDirectory() as folder:
-        place, more = Path(folder) / "case", []
+        place = Path(folder) / "case"
+        more: list[str] = []
         while True:
             how, code = _end([*command(), *more, "--watched", str(place)], place, limit)
             case = _read(place)
