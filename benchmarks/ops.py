@@ -149,7 +149,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _go_on(sheet: Sheet, place: int, *arguments: str) -> NoReturn:
-    start_again("--start", str(place), *(["--red"] if complaints(sheet.rows) else []), *arguments)
+    red = ["--red"] if complaints(sheet.rows) else []
+    start_again("--start", str(place), "--crashed", "", *red, *arguments)  # of a crash before, the row is there
 
 
 def measured(case: Case, device: str, options: argparse.Namespace) -> list[dict[str, Any]]:

@@ -54,7 +54,7 @@ def watched(limit: float) -> int:
             if not how or case == 0:
                 return code
             print(f"  {how}; a fresh process goes on", file=sys.stderr, flush=True)
-            more = ["--start", str(case + 1), "--crashed", how]
+            more = ["--start", str(case + 1), "--crashed", how, "--red"]
             place.unlink()
 
 

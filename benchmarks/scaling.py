@@ -158,13 +158,13 @@ def run(options: argparse.Namespace) -> int:
             for complaint in complaints(found):
                 print(f"  {complaint}", file=sys.stderr, flush=True)
             sheet.add(found)
-            lost = spoilt(device)
+            lost = spoilt(device) or any("NotCaptured" in row["gate"] for row in found)
             if lost:
                 break
         for curve in fitted(sheet.rows[before:]):
             print(f"  {curve}", flush=True)
         if lost:
-            print("the GPU fails in this process: the rest was not measured", file=sys.stderr, flush=True)
+            print("this process is not to measure any more: the rest was not measured", file=sys.stderr, flush=True)
             break
     wrong = complaints(sheet.rows)
     written = sheet.close(good=not wrong)

@@ -323,7 +323,7 @@ def ops(benchmarks, gpu, monkeypatch, tmp_path, threads):
 
 def test_a_failed_capture_starts_a_fresh_process_at_its_case(ops, work):
     code, rows = ops(work, partial(work, surprise="captured"))
-    assert code == ["--start", "2", "--eager-only", "other"]
+    assert code == ["--start", "2", "--crashed", "", "--eager-only", "other"]
     assert {row["N"] for row in rows} == {"1"}
     code, rows = ops(work, partial(work, surprise="captured"), *code)
     assert code == 0 and {row["N"] for row in rows} == {"1", "2"}
@@ -337,7 +337,7 @@ def test_a_gpu_that_is_lost_costs_one_case(ops, gpu, work):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
     code, rows = ops(lost, work)
-    assert code == ["--start", "2", "--red"]
+    assert code == ["--start", "2", "--crashed", "", "--red"]
     assert [row["gate"] for row in rows] == ["failed: RuntimeError: CUDA error: an illegal memory access was encountered"]
     gpu.stream = "default"
     code, rows = ops(lost, work, *code)
@@ -372,6 +372,7 @@ import argparse, os, signal, sys, time
 parser = argparse.ArgumentParser()
 parser.add_argument("--start", type=int, default=1)
 parser.add_argument("--crashed", default="")
+parser.add_argument("--red", action="store_true")
 parser.add_argument("--watched")
 given = parser.parse_args()
 with open({str(log)!r}, "a") as log:
@@ -421,3 +422,30 @@ def test_only_a_gpu_is_watched(benchmarks, monkeypatch, threads):
     main = benchmarks("__main__").main
     assert main(["ops", "--quick", "--op", "row_topk", "--device", "cuda", "--limit", "2"]) == 42
     assert main(["ops", "--quick", "--op", "row_topk", "--seconds", "0.01", "--threads", "1"]) == 0
+
+
+def test_scaling_stops_after_a_failed_capture(benchmarks, gpu, clock, work, monkeypatch, threads, tmp_path, capsys):
+    threads(1)
+    scaling, harness = benchmarks("scaling"), benchmarks("harness")
+    monkeypatch.setattr(scaling, "use_device", lambda options: "cuda")
+    monkeypatch.setattr(scaling, "Clock", lambda device: clock)
+    monkeypatch.setattr(scaling, "spoilt", lambda device: False)
+    points = []
+
+    def build(point):
+        points.append(point.N)
+        made = work()
+        ours = provider(gpu, 7, 20, 3, wait="captured" if point.N == 288 else "")
+        return harness.Work({"vtkernels": ours, "memory copy floor": made.providers["memory copy floor"],
+                             "reference": made.providers["other"]}, made.agree)  # fmt: skip
+
+    monkeypatch.setitem(scaling.SUBJECTS, "topk_select", scaling.Subject("N", build))
+    out = tmp_path / "scaling.csv"
+    arguments = ["--quick", "--device", "cuda", "--op", "topk_select", "--seconds", "1e-9", "--no-memory", "--out", str(out)]
+    assert benchmarks("__main__").main(["scaling", *arguments]) == 1
+    rows = harness.load(out)
+    assert points == [144, 288] and "the rest was not measured" in capsys.readouterr().err
+    assert [(row["provider"], row["timing"], row["launch"]) for row in rows if row["N"] == "144"] == [
+        ("vtkernels", "device", "graph"), ("memory copy floor", "device", "graph"),
+    ]  # fmt: skip
+    assert "NotCaptured" in rows[-1]["gate"]
