@@ -10,6 +10,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from vtkernels._schemas import SCHEMAS
+
 # of a metric of Nsight Compute with this unit, the column of the table; throughputs are shares of what the GPU can do
 _METRICS = {
     ("Compute (SM) Throughput", "%"): "sm",
@@ -59,7 +61,7 @@ def triton(folder: Path) -> list[str]:
     if not lines:
         marked = "[triton] "
         lines = [line.removeprefix(marked) for line in _text(folder / "log.txt").splitlines() if line.startswith(marked)]
-    return [line.strip() for line in lines if re.match(r"[a-z_]+: \S", line.strip())]
+    return [line.strip() for line in lines if line.strip().partition(":")[0] in SCHEMAS]
 
 
 def sanitizers(folder: Path) -> dict[str, list[str]]:

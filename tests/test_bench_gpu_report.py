@@ -211,7 +211,7 @@ def test_logs_in_one_file(report, folder):
     for name in ("triton.log", "sanitize.log"):
         (folder / name).unlink()
     (folder / "log.txt").write_text(
-        "[triton] topk_select: as the reference\n======== memcheck: compute-sanitizer (at most 60 s)\n"
+        "[triton] topk_select: as the reference\n[triton] warning: slow\n======== memcheck: compute-sanitizer (at most 60 s)\n"
         "========= ERROR SUMMARY: 0 errors\n"
     )
     _, said, root = report(folder)
