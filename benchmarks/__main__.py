@@ -18,6 +18,7 @@ COMMANDS = {  # and their modules
     "plot": "plots",
     "pages": "pages",
     "guard": "guard",
+    "gpu-report": "gpu_report",
 }
 _EXAMPLES = """examples:
   vtkernels bench ops                  every op, its providers side by side
@@ -25,6 +26,7 @@ _EXAMPLES = """examples:
   vtkernels bench model                whole models: milliseconds of every stage, unpruned and with every method
   vtkernels bench quality              what each method's selection preserves, on controlled images and features
   vtkernels bench guard                has an op lost its lead? Ratios against committed floors, in a minute
+  vtkernels bench gpu-report DIR       results, tables and a plot of a run of benchmarks/gpu.sh
   vtkernels bench pages                tables and plots of the READMEs from the committed results
   vtkernels bench COMMAND --help       all options of a command
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,14 +13,28 @@ import torch
 
 Call = Callable[[], Any]
 _SHORT = 0.05  # seconds; a longer call goes through its data so often that what the caches hold before it is no matter
+_DELAY, _LONGEST_DELAY = 100_000, 200_000_000  # cycles of the device, about 60 us and 0.1 s
+_IN_A_GRAPH = 10  # calls, unless they take long: then what starting a graph costs is no matter
+
+
+class HostBound(Exception):
+    """The host cannot enqueue the whole call ahead of the device, so that the device has no time of its own to measure."""
+
+
+class CaptureFailed(Exception):
+    """A capture was broken off. The allocator's state in this process is no longer that of a fresh one."""
 
 
 @dataclass(frozen=True)
 class Mode:
-    """``timing``: ``host`` (on a CPU all of the call, on a GPU until it returns) or ``device``; ``cache``: ``warm`` or
-    ``cold``; ``launch``: ``eager`` or ``graph``."""
+    """``timing``: what the figure is.
 
-    timing: str = "host"
+    ``call``: the host's clock until the call returns, on a CPU all of the call; ``finished``: until its work on the GPU is done
+    too; ``device``: the work alone, between two events of the GPU. ``cache``: ``warm`` or ``cold``; ``launch``: ``eager`` or
+    ``graph``.
+    """
+
+    timing: str = "call"
     cache: str = "warm"
     launch: str = "eager"
 
@@ -29,7 +44,7 @@ def modes(device: str, *, cold: bool = False) -> tuple[Mode, ...]:
     if device != "cuda":
         return (Mode(), Mode(cache="cold")) if cold else (Mode(),)
     device_modes = [Mode("device", cache, launch) for launch in ("eager", "graph") for cache in ("warm", "cold")]
-    return (Mode(), *device_modes)
+    return (Mode(), Mode("finished"), *device_modes)
 
 
 class Clock:
@@ -41,19 +56,32 @@ class Clock:
         self._cuda = self.device.type == "cuda"
         self._spill: torch.Tensor | None = None
 
-    def stopwatch(self, call: Call, mode: Mode, *, last: float) -> Callable[[], float]:
-        """Something that runs ``call`` once in this mode and returns milliseconds; ``last``: seconds of the call before."""
-        read = self._events if mode.timing == "device" else self._wall
+    def stopwatch(self, call: Call, mode: Mode, *, last: float, count: int = 1) -> Callable[[], float]:
+        """Something that runs ``call`` once in this mode and returns milliseconds, divided by the ``count`` of calls in it.
+
+        ``last``: seconds of the call before. What it returns raises ``HostBound`` where device time cannot be taken.
+        """
+        delay = _DELAY
 
         def once() -> float:
-            nonlocal last
-            if mode.cache == "cold":
-                self.empty_caches()
-            elif last < _SHORT:
-                call()  # the provider before had the caches to itself
-            milliseconds = read(call)
+            nonlocal last, delay
+            while True:
+                if mode.cache == "cold":
+                    self.empty_caches()
+                elif last < _SHORT:
+                    call()  # the provider before had the caches to itself
+                if mode.timing != "device":
+                    milliseconds = self._wall(call, finished=mode.timing == "finished")
+                    break
+                measured = _between_events(call, delay)
+                if measured is not None:
+                    milliseconds = measured
+                    break
+                if delay >= _LONGEST_DELAY:
+                    raise HostBound("it waits for the device, or is more launches than a stream takes at a time")
+                delay *= 2
             last = 1e-3 * milliseconds
-            return milliseconds
+            return milliseconds / count
 
         return once
 
@@ -67,33 +95,89 @@ class Clock:
         if self._cuda:
             torch.cuda.synchronize(self.device)
 
-    def _wall(self, call: Call) -> float:
+    def seconds(self, call: Call) -> float:
+        """One run of the host's clock, the work on the device included."""
+        return 1e-3 * self._wall(call, finished=True)
+
+    def _wall(self, call: Call, *, finished: bool) -> float:
         self.finished()
         begin = self._timer()
         call()
+        if finished:
+            self.finished()
         return 1e3 * (self._timer() - begin)
 
-    def _events(self, call: Call) -> float:
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        call()
-        end.record()
-        end.synchronize()
-        milliseconds: float = begin.elapsed_time(end)
-        return milliseconds
+
+def _between_events(call: Call, delay: int) -> float | None:
+    """Milliseconds of the device, which first spins for ``delay`` cycles so that the host has enqueued everything by then.
+
+    None where it had not: between the events the device would have waited for the host.
+    """
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda._sleep(delay)
+    begin.record()
+    call()
+    end.record()
+    late = begin.query()
+    end.synchronize()
+    milliseconds: float = begin.elapsed_time(end)
+    return None if late else milliseconds
 
 
-def captured(call: Call) -> Call:
-    """The replay of a call as a CUDA graph; raises where it reads from the host, as some published computations do."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = call()
+def calls_in_a_graph(mode: Mode, seconds: float) -> int:
+    """How many calls of so many seconds one graph holds. Of cold caches only the first call would see anything."""
+    return 1 if mode.cache == "cold" or seconds > 1e-3 else _IN_A_GRAPH
+
+
+def captured(call: Call, count: int = 1) -> Call:
+    """The replay of ``count`` calls as one CUDA graph.
+
+    Not by ``torch.cuda.graph``, which leaves its stream the current one where a capture fails.
+
+    Raises:
+        CaptureFailed: the call does what a graph cannot hold.
+    """
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    graph, result = torch.cuda.CUDAGraph(), None
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.disable()  # of an older graph, in the middle of a capture, it would break that
+    try:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            graph.capture_begin()
+            try:
+                for _ in range(count):
+                    result = call()
+            finally:
+                graph.capture_end()
+    except Exception as error:
+        cause = error.__context__ or error  # that of the call says more than "capture was invalidated"
+        raise CaptureFailed(str(cause)) from error
+    finally:
+        if collecting:
+            gc.enable()
 
     def replay() -> Any:
         graph.replay()
         return result  # lives as long as the graph that writes it
 
     return replay
+
+
+def reads_from_host(call: Call) -> bool:
+    """Whether a call on the GPU waits for its results, found out by running it once with torch's waiting made an error."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        call()
+    except RuntimeError as error:
+        if "synchronizing" not in str(error):
+            raise
+        return True
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    return False
 
 
 def last_cache(device: torch.device) -> int:

@@ -32,7 +32,7 @@ def work(b: int, n: int, k: int) -> Work:
         "reference": partial(vt.reference.cluster_topk, labels, relevance, k),
         **floors.copy(labels.nbytes + relevance.nbytes + 8 * b * k),
     }
-    return Work(providers, _agree)
+    return Work(providers, _agree, host_readers=frozenset({"Python lists"}))
 
 
 def _lists(labels: torch.Tensor, relevance: torch.Tensor, k: int, pool: float = 0.5) -> torch.Tensor:

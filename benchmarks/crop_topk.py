@@ -36,7 +36,7 @@ def work(b: int, n: int, d: int, k: int, *, crops: int = 16, variant: str = "rel
         "reference": partial(vt.reference.crop_topk, a, x, k, **how),
         **floors.gram(x[:, : n // crops * crops].reshape(b * crops, n // crops, d)),  # variances need every similarity in a run
     }
-    return Work(providers, _agree)
+    return Work(providers, _agree, host_readers=frozenset(loop))
 
 
 def _agree(got: Results, ours: Results) -> None:

@@ -66,7 +66,12 @@ def processor() -> str:
 
 @lru_cache
 def commit() -> str:
-    """The commit of the ``vtkernels`` that runs, ``+`` where its sources were changed since; ``unknown`` outside a checkout."""
+    """The commit of the ``vtkernels`` that runs, ``+`` where its sources were changed since; ``unknown`` outside a checkout.
+
+    ``VTKERNELS_COMMIT`` says it where the sources were copied without their history.
+    """
+    if given := os.environ.get("VTKERNELS_COMMIT"):
+        return given
     root = Path(vtkernels.__file__).resolve().parents[1]
     if _git(root, "rev-parse", "--show-toplevel") != str(root):  # an installed package may lie inside someone's repository
         return "unknown"

@@ -25,7 +25,7 @@ from vtkernels.cli._errors import UsageError
 from . import floors, registry
 from .clock import Clock, Mode
 from .environment import environment
-from .harness import FLOOR, OURS, Case, RedGate, Work, measure, percentiles
+from .harness import FLOOR, OURS, Case, RedGate, Work, complaints, measure, percentiles
 from .ops import cases
 
 FILE = Path(__file__).parent / "floors.json"
@@ -132,6 +132,8 @@ def _few(build: Callable[[], Work]) -> Work:
 def ratios(case: Case, seconds: float) -> dict[str, float]:
     """Provider -> its time as a multiple of ours, both at p20: what noise touches least."""
     rows = measure(case, Clock("cpu", time.process_time), [Mode()], seconds=seconds)
+    if wrong := complaints(rows):
+        raise RedGate("; ".join(text.removeprefix("red gate: ") for text in wrong))
     times = {row["provider"]: float(row["p20_ms"]) for row in rows}
     return {name: value / times[OURS] for name, value in times.items() if name != OURS}
 

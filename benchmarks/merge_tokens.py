@@ -32,7 +32,7 @@ def work(b: int, n: int, d: int, k: int) -> Work:
         "reference": partial(vt.reference.merge_tokens, x, indices, slots),
         **floors.copy(x.nbytes + slots.nbytes + b * k * d * x.element_size()),
     }
-    return Work(providers, _agree)
+    return Work(providers, _agree, host_readers=frozenset({"index_add"}))  # bincount looks for the greatest
 
 
 def _product(x: torch.Tensor, k: int, slots: torch.Tensor) -> torch.Tensor:

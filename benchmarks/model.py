@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
     from .models import Subject
+    from .sheet import Sheet
 
 __all__ = ["add_parser", "markdown", "run"]
 
@@ -29,7 +31,7 @@ STAGES = ("vision", "selection", "projector", "prefill", "decode", "other", "fir
 _COLUMNS = (
     "model", "method", "keep", "concurrency", "image", "stage", "p20_ms", "p50_ms", "p80_ms", "repeats", "peak_bytes",
     "tokens_before", "tokens_after", "text_tokens", "new_tokens", "vision_depth", "text_depth", "vision_full", "text_full",
-    "dtype",
+    "dtype", "gate",
 )  # fmt: skip
 _SHAPES = ("llava-1.5-7b", "llava-next-7b", "llava-1.5-13b", "llava-next-13b")
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -37,6 +39,7 @@ _EXAMPLES = """examples:
   vtkernels bench model                                   both 7B shapes, every method and budget, to results/<device>_model.csv
   vtkernels bench model --quick                           a smoke run on a tiny model, printed only
   vtkernels bench model --device cuda                     full depth in float16; concurrency 1, 8 and 32
+  vtkernels bench model --device cuda --headline --out gpu_model.csv      a minute on a GPU
   vtkernels bench model --shape llava-1.5-7b --concurrency 32 --keep 64 --out batch.csv
   vtkernels bench model --model llava-hf/llava-1.5-7b-hf --device cuda --out checkpoint.csv
 """
@@ -74,6 +77,8 @@ def add_parser(commands: Any) -> None:
     add("--threads", type=int, default=2, metavar="N", help="CPU threads (default: %(default)s)")
     add("--seed", type=int, default=0, help="of weights, prompts and the method random (default: %(default)s)")
     add("--quick", action="store_true", help="a tiny model of each kind, one timed run, two requests, the smallest budget")
+    add("--headline", action="store_true",
+        help="for a short run on a GPU: a request to LLaVA-1.5-7B, Scope and TopAttention at 64 tokens, 8 new")  # fmt: skip
     add("--out", type=Path, metavar="FILE",
         help="the CSV to write (default: results/DEVICE_model.csv, if what runs is not chosen otherwise)")  # fmt: skip
     add("--trust-remote-code", action="store_true", help="let the checkpoint run Python code of its own")
@@ -101,13 +106,20 @@ class Case:
     tokens_before: int
     tokens_after: int
     pruning: Any = None
+    gate: str = ""
     memory: int | None = None
     samples: list[dict[str, float]] = field(default_factory=list)
+
+    @property
+    def failed(self) -> bool:
+        return self.gate.startswith("failed")
 
 
 def run(options: argparse.Namespace) -> int:
     """Check everything that can be checked, then gate, measure, print and save."""
     require("bench model", "demo", "transformers", "PIL", "numpy")
+    if options.headline:
+        _headline(options)
     names = _arguments.method_names(options.method)
     _arguments.check_counts(options, "text_tokens", "new_tokens", "vision_layers", "text_layers", "repeats", "threads")
     _arguments.check_seed(options.seed)
@@ -117,33 +129,49 @@ def run(options: argparse.Namespace) -> int:
 
     from vtkernels.cli import _model
 
-    from .harness import RedGate, default_out, save
+    from .environment import PLACE
+    from .harness import default_out
+    from .sheet import Sheet
 
     device = _arguments.torch_device(options.device)
     chosen = options.quick or any((options.model, options.shape, options.method, options.keep, options.concurrency))
     out = options.out or (None if chosen else default_out(f"{device.type}_model.csv"))
     if out is not None:
         check_out(out)
+    sheet = Sheet(out, (*_COLUMNS, *PLACE), committed=options.out is None)
     threads = torch.get_num_threads()
     torch.set_num_threads(options.threads)
     try:
         with _model.quiet():
-            rows = _measure_all(options, names, cells, device)
-    except RedGate as error:
-        print(f"red gate: {error}: nothing was timed", file=sys.stderr)
-        return 1
-    except torch.OutOfMemoryError:
-        raise UsageError(
-            f"argument --device: {options.device!r} has too little memory; try a smaller --concurrency or --text-layers"
-        ) from None
+            _measure_all(options, names, cells, device, sheet)
     finally:
         torch.set_num_threads(threads)
-    if out is not None:
-        save(rows, out, list(rows[0]))
-        print(f"Wrote {out}")
-    else:
-        print("Nothing was saved: what runs was chosen by hand. --out FILE saves it.")
-    return 0
+    wrong = _complaints(sheet.rows)
+    written = sheet.close(good=not wrong)
+    print(f"Wrote {written}" if written else "Nothing was saved: what runs was chosen by hand. --out FILE saves it.")
+    if wrong:
+        print("\n".join(wrong), file=sys.stderr)
+    return 1 if wrong else 0
+
+
+def _headline(options: argparse.Namespace) -> None:
+    """The choices of ``--headline``, where none was made otherwise."""
+    choices = {"shape": ["llava-1.5-7b"], "method": ["Scope,TopAttention"], "concurrency": ["1"], "new_tokens": 8}
+    if not options.quick:  # a tiny model has 64 tokens
+        choices["keep"] = ["64"]
+    for name, value in choices.items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+
+
+def _complaints(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Every case of which something has to be said, once."""
+    found: dict[str, None] = {}
+    for row in rows:
+        if row["gate"] not in ("", "same"):
+            budget = f" at {row['keep']}" if row["keep"] else ""
+            found[f"{row['model']}, concurrency {row['concurrency']}, {row['method']}{budget}: {row['gate']}"] = None
+    return list(found)
 
 
 def _cells(options: argparse.Namespace) -> list[Cell]:
@@ -171,43 +199,69 @@ def _cells(options: argparse.Namespace) -> list[Cell]:
     return cells
 
 
-def _measure_all(
-    options: argparse.Namespace, names: list[str], cells: list[Cell], device: torch.device
-) -> list[dict[str, Any]]:
+def _measure_all(options: argparse.Namespace, names: list[str], cells: list[Cell], device: torch.device, sheet: Sheet) -> None:
+    import torch
+
+    from . import models
+    from .environment import environment
+    from .harness import failure
+
+    dtype = getattr(torch, options.dtype) if options.dtype else models.faster_dtype() if device.type == "cpu" else torch.float16
+    new = options.new_tokens or (4 if device.type == "cpu" else 32)
+    about = {"text_tokens": options.text_tokens, "new_tokens": new, "dtype": str(dtype).removeprefix("torch.")}
+    about |= environment(device)
+    for shape in dict.fromkeys(cell.shape for cell in cells):
+        mine = [cell for cell in cells if cell.shape == shape]
+        try:
+            with _console.busy(f"building {shape or options.model}, {about['dtype']}"):
+                subject = _subject(options, shape, dtype, device)
+        except torch.OutOfMemoryError as error:
+            lost = about | {"model": shape or options.model, "gate": failure(error)}
+            sheet.add(_row(lost | {"concurrency": cell.concurrency, "method": "unpruned"}) for cell in mine)
+            continue
+        about |= {
+            "model": subject.name, "vision_depth": subject.depth[0], "text_depth": subject.depth[1],
+            "vision_full": subject.full[0], "text_full": subject.full[1],
+        }  # fmt: skip
+        for cell in mine:
+            _measure_cell(subject, cell, names, options, device, about | {"concurrency": cell.concurrency}, sheet)
+        del subject  # before the next model is built
+
+
+def _measure_cell(
+    subject: Subject,
+    cell: Cell,
+    names: list[str],
+    options: argparse.Namespace,
+    device: torch.device,
+    about: dict[str, Any],
+    sheet: Sheet,
+) -> None:
+    """The rows of one model and batch size, written after every round and printed at the end."""
     import torch
 
     from vtkernels.cli._stages import PeakMemory
 
-    from . import models, selectors
-    from .environment import environment
+    from . import selectors
+    from .harness import failure
 
-    dtype = getattr(torch, options.dtype) if options.dtype else models.faster_dtype() if device.type == "cpu" else torch.float16
-    new = options.new_tokens or (4 if device.type == "cpu" else 32)
-    place = environment(device)
-    rows: list[dict[str, Any]] = []
-    for shape in dict.fromkeys(cell.shape for cell in cells):
-        with _console.busy(f"building {shape or options.model}, {str(dtype).removeprefix('torch.')}"):
-            subject = _subject(options, shape, dtype, device)
-        for cell in (cell for cell in cells if cell.shape == shape):
-            long = device.type == "cpu" and (cell.concurrency > 1 or subject.model.config.model_type == "llava_next")
-            repeats = options.repeats or (1 if options.quick else 2 if long else 3)
-            cases = _cases(subject, cell, selectors.methods(names, options.seed), options)
-            memory = PeakMemory(device)
-            about = {
-                "model": subject.name, "concurrency": cell.concurrency, "text_tokens": options.text_tokens, "new_tokens": new,
-                "vision_depth": subject.depth[0], "text_depth": subject.depth[1],
-                "vision_full": subject.full[0], "text_full": subject.full[1], "dtype": str(dtype).removeprefix("torch."),
-            }  # fmt: skip
-            what = f"{subject.name}, concurrency {cell.concurrency}"
-            with _console.progress(len(cases) * (repeats + 1)) as step:
-                _measure(cases, subject.depth != subject.full, repeats, new, memory, step, what)
-            mine = [row for case in cases for row in _rows(case, about, place)]
-            rows += mine
-            for group in model_table.groups(mine).values():
-                _console.table(*model_table.cells(group), title=model_table.title(group), left=2, tight=True)
-                print(*map(_console.wrap, model_table.sentences(group)), "", sep="\n", flush=True)
-        del subject, cases  # before the next model is built
-    return rows
+    long = device.type == "cpu" and (cell.concurrency > 1 or subject.model.config.model_type == "llava_next")
+    repeats = options.repeats or (1 if options.quick else 2 if long else 3)
+    what = f"{subject.name}, concurrency {cell.concurrency}"
+    try:
+        cases = _cases(subject, cell, selectors.methods(names, options.seed), options)
+    except torch.OutOfMemoryError as error:
+        sheet.add([_row(about | {"method": "unpruned", "gate": failure(error)})])
+        return
+    cut = subject.depth != subject.full
+    with _console.progress(len(cases) * (repeats + 1)) as step:
+        for _ in _measure(cases, cut, repeats, about["new_tokens"], PeakMemory(device), step, what):
+            sheet.show(row for case in cases for row in _rows(case, about))
+    rows = [row for case in cases for row in _rows(case, about)]
+    sheet.add(rows)
+    for group in model_table.groups(rows).values():
+        _console.table(*model_table.cells(group), title=model_table.title(group), left=2, tight=True)
+        print(*map(_console.wrap, model_table.sentences(group)), "", sep="\n", flush=True)
 
 
 def _subject(options: argparse.Namespace, shape: str | None, dtype: torch.dtype, device: torch.device) -> Subject:
@@ -230,7 +284,7 @@ def _subject(options: argparse.Namespace, shape: str | None, dtype: torch.dtype,
 
 
 def _cases(subject: Subject, cell: Cell, methods: dict[str, Any], options: argparse.Namespace) -> list[Case]:
-    """The cases of a cell, behind a green gate."""
+    """The cases of a cell, each with what its gate gave."""
     import vtkernels as vt
     from vtkernels.cli._model import side_of
 
@@ -264,25 +318,50 @@ def _cases(subject: Subject, cell: Cell, methods: dict[str, Any], options: argpa
             cases.append(replace(base, method=name, keep=keep, pruning=pruning, samples=[]))
         cases.append(stock("smaller image", keep, models.shrunk(model, models.side_within(config, keep))))
     with _console.busy(f"checking what {subject.name} chooses, concurrency {cell.concurrency}"):
-        model_gate.check_by_hand(model, base.batch, keeps[-1])
-        model_gate.check(model, base.batch, methods, keeps)
+        prompt = model_gate.by_hand(model, base.batch, keeps[-1])
+        verdicts = model_gate.check(model, base.batch, methods, keeps)
+    for case in cases:
+        if case.keep is not None and case.pruning is not None:
+            case.gate = prompt if prompt != "same" else verdicts[case.method, case.keep]
     return cases
 
 
-def _measure(cases: list[Case], cut: bool, repeats: int, new: int, memory: Any, step: Callable[..., None], what: str) -> None:
-    """A warm-up, one run each for memory, then timed runs in turn: drift hits every case alike."""
+def _measure(
+    cases: list[Case], cut: bool, repeats: int, new: int, memory: Any, step: Callable[..., None], what: str
+) -> Iterator[None]:
+    """A warm-up, one run each for memory, then timed runs in turn: drift hits every case alike. Yields after every round."""
     step(f"{what}: warming up")
-    generate(cases[0], new, cut)
+    _attempt(cases[0], new, cut)
     for case in cases:
         step(f"{what}: measuring memory", 1)
         memory.reset()
-        generate(case, new, cut)
-        case.memory = memory.peak()
+        if _attempt(case, new, cut):
+            case.memory = memory.peak()
     for turn in range(repeats):
         for place in range(len(cases)):
             step(f"{what}: timing, round {turn + 1} of {repeats}", 1)
             case = cases[(place + turn) % len(cases)]
-            case.samples.append(generate(case, new, cut))
+            times = _attempt(case, new, cut)
+            if times:
+                case.samples.append(times)
+        yield
+
+
+def _attempt(case: Case, new: int, cut: bool) -> dict[str, float]:
+    """``generate``; nothing from now on once it raised, which is the case's own affair: too little memory, say."""
+    import torch
+
+    from .harness import failure
+
+    if case.failed:
+        return {}
+    try:
+        return generate(case, new, cut)
+    except Exception as error:
+        case.gate = failure(error)
+    gc.collect()
+    torch.cuda.empty_cache()
+    return {}
 
 
 def generate(case: Case, new: int, cut: bool) -> dict[str, float]:
@@ -341,20 +420,29 @@ def _layers(model: Any, wanted: bool) -> Iterator[dict[str, float]]:
             handle.remove()
 
 
-def _rows(case: Case, about: dict[str, Any], place: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The rows of the CSV: one for every stage."""
+def _rows(case: Case, about: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The rows of the CSV: one for every stage, or one that says why there is none."""
     from .harness import quantiles
 
-    for stage in case.samples[0]:
+    about = about | {
+        "method": case.method, "keep": "" if case.keep is None else case.keep, "image": case.image, "gate": case.gate,
+        "tokens_before": case.tokens_before, "tokens_after": case.tokens_after,
+        "peak_bytes": "" if case.memory is None else case.memory,
+    }  # fmt: skip
+    if case.failed:
+        yield _row(about)
+        return
+    for stage in case.samples[0] if case.samples else ():
         times = [sample[stage] for sample in case.samples]
         p20, p50, p80 = (f"{value:.4f}" for value in quantiles(times))
-        row = about | {
-            "method": case.method, "keep": "" if case.keep is None else case.keep, "image": case.image, "stage": stage,
-            "p20_ms": p20, "p50_ms": p50, "p80_ms": p80, "repeats": len(times),
-            "peak_bytes": "" if case.memory is None else case.memory,
-            "tokens_before": case.tokens_before, "tokens_after": case.tokens_after,
-        }  # fmt: skip
-        yield {column: row[column] for column in _COLUMNS} | place
+        yield _row(about | {"stage": stage, "p20_ms": p20, "p50_ms": p50, "p80_ms": p80, "repeats": len(times)})
+
+
+def _row(about: dict[str, Any]) -> dict[str, Any]:
+    """All columns, in their order."""
+    from .environment import PLACE
+
+    return {column: about.get(column, "") for column in (*_COLUMNS, *PLACE)}
 
 
 def _split(flag: str, given: list[str] | None, known: tuple[str, ...]) -> tuple[str, ...]:

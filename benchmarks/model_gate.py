@@ -1,4 +1,4 @@
-"""What has to hold before a model is timed."""
+"""What has to hold of a model that is timed."""
 
 from __future__ import annotations
 
@@ -11,20 +11,36 @@ import vtkernels as vt
 from vtkernels.cli._model import side_of
 
 from . import models, selectors
-from .harness import RedGate
+from .harness import SAME, UNCOMPARED, RedGate, reason
 
 
-def check(model: Any, batch: dict[str, Tensor], methods: dict[str, Any], keeps: list[int]) -> None:
+def check(model: Any, batch: dict[str, Tensor], methods: dict[str, Any], keeps: list[int]) -> dict[tuple[str, int], str]:
     """Every choice that will be timed, on the batch it will be timed on, as :class:`selectors.Gate` compares it.
 
-    Raises:
-        RedGate: a method chooses otherwise.
+    (method, budget) -> ``same``, or ``red:`` or ``not compared:`` and why.
     """
-    with models.without_language_layers(model), torch.no_grad():
+    verdicts: dict[tuple[str, int], str] = {}
+    for keep in keeps:
         for gate in selectors.gates(methods):
-            for keep in keeps:
-                with vt.prune(model, gate, keep):
+            failed = ""
+            try:
+                with models.without_language_layers(model), torch.no_grad(), vt.prune(model, gate, keep):
                     model(**batch, use_cache=False, logits_to_keep=1)
+            except Exception as error:  # of this gate: too little memory for its reference, say
+                failed = f"{UNCOMPARED}: {reason(error)}"
+            verdicts |= {(name, keep): failed or gate.verdicts[name] for name in gate.members}
+    return verdicts
+
+
+def by_hand(model: Any, batch: dict[str, Tensor], keep: int) -> str:
+    """``check_by_hand`` as a verdict."""
+    try:
+        check_by_hand(model, batch, keep)
+    except RedGate as error:
+        return f"red: {error}"
+    except Exception as error:
+        return f"{UNCOMPARED}: {reason(error)}"
+    return SAME
 
 
 def check_by_hand(model: Any, batch: dict[str, Tensor], keep: int) -> None:

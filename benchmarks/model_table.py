@@ -49,13 +49,16 @@ class Measured:
 
 
 def groups(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, int], list[Measured]]:
-    """(model, concurrency) -> its cases in the order they were measured in, the unpruned one first."""
+    """(model, concurrency) -> its cases in the order they were measured in, the unpruned one first.
+
+    Without cases that have no figure; where the unpruned one has none, nothing can be said of the others.
+    """
     found: dict[tuple[str, int], dict[tuple[str, str], Measured]] = {}
-    for row in rows:
+    for row in (row for row in rows if row["p50_ms"] != ""):
         cases = found.setdefault((row["model"], int(row["concurrency"])), {})
         case = cases.setdefault((row["method"], str(row["keep"])), Measured({}))
         case.stages[row["stage"]] = row
-    return {key: list(cases.values()) for key, cases in found.items()}
+    return {key: list(cases.values()) for key, cases in found.items() if ("unpruned", "") in cases}
 
 
 def cells(cases: Sequence[Measured]) -> tuple[list[str], list[list[str]]]:

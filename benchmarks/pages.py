@@ -62,9 +62,14 @@ def written(page: Path) -> str:
             begin, end = f"<!-- {block.name}: begin -->", f"<!-- {block.name}: end -->"
             if begin not in text or end not in text:
                 raise UsageError(f"{page} has no {begin} ... {end} for the table of {block.source}")
-            before, _, rest = text.partition(begin)
-            text = f"{before}{begin}\n{block.markdown(load(RESULTS / block.source))}\n{end}{rest.partition(end)[2]}"
+            text = between(text, begin, end, block.markdown(load(RESULTS / block.source)))
     return text
+
+
+def between(text: str, begin: str, end: str, body: str) -> str:
+    """``text`` with ``body`` between two markers that it has."""
+    before, _, rest = text.partition(begin)
+    return f"{before}{begin}\n{body}\n{end}{rest.partition(end)[2]}"
 
 
 def ops(rows: Rows, *, first_shapes: bool = False) -> str:

@@ -35,8 +35,10 @@ from . import (
 )
 from .clock import Clock, Mode
 from .environment import environment
-from .harness import COLUMNS, FLOOR, OURS, Case, RedGate, Work, default_out, measure, results, save
-from .ops import add_device, pretty, use_device
+from .harness import COLUMNS, FLOOR, OURS, Case, Work, complaints, default_out, failed, in_half, measure, results
+from .ops import DTYPES, add_device, pretty, use_device
+from .process import spoilt
+from .sheet import Sheet
 
 _COLUMNS = ("quantity", "axis", *COLUMNS, "bytes")
 _FASTER = 0.15  # an exponent greater than that of the floor by more than this is no noise
@@ -111,6 +113,7 @@ def add_parser(commands: Any) -> None:
     add("--seconds", type=float, metavar="S", help="at least so long per point (default: 0.4, or 0.1 with --quick)")
     add("--longest", type=float, default=120.0, metavar="S",
         help="drop points that would take longer by the pace of the point before (default: %(default)s)")  # fmt: skip
+    add("--dtype", choices=DTYPES, default=DTYPES[0], help="of features, queries and keys (default: %(default)s)")
     add("--quick", action="store_true", help="three small points per axis: a smoke test, printed only")
     add(
         "--out",
@@ -126,44 +129,70 @@ def run(options: argparse.Namespace) -> int:
     if options.seconds is not None and not options.seconds > 0:
         raise UsageError(f"argument --seconds: {options.seconds:g} is too small; give a number > 0")
     device = use_device(options)
+    inputs.dtype = getattr(torch, options.dtype)
     whole = not (options.op or options.axis or options.quick or options.no_memory)
-    out = options.out or (default_out(f"{device}_scaling.csv") if whole else None)
+    name = device if options.dtype == "float32" else f"{device}_{options.dtype}"
+    out = options.out or (default_out(f"{name}_scaling.csv") if whole else None)
     if out is not None:
         check_out(out)
     axes = {axis: (_QUICK if options.quick else AXES)[axis] for axis in options.axis or AXES}
-    seconds = options.seconds or (0.1 if options.quick else 0.4)
     curves = [(op, axis) for op in options.op or SUBJECTS for axis in axes if axis in SUBJECTS[op].axes]
-    mode = Mode("device", launch="graph") if device == "cuda" else Mode()
     memory = None if options.no_memory else Memory(device, options.threads)
+    sheet = Sheet(out, _COLUMNS, committed=options.out is None)
 
-    rows, red, started = [], [], time.perf_counter()
+    started, lost = time.perf_counter(), False
     for done, (op, axis) in enumerate(curves):
         left = f", about {pretty((time.perf_counter() - started) / done * (len(curves) - done))} left" if done else ""
         print(f"[{done + 1}/{len(curves)}{left}] {op} against {axis}", file=sys.stderr, flush=True)
-        found, last = [], None
-        try:
-            for point in axes[axis]:
-                reason = too_much(axis, point, last, options.longest)
-                if reason:
-                    print(f"  dropped: {op} at {axis} {getattr(point, axis)} and above: {reason}", flush=True)
-                    break
-                begin = time.perf_counter()
-                timed = measure(_case(op, point), Clock(device), [mode], seconds=seconds, only=(floors.PRODUCT, floors.COPY))
-                last = point, max(0.0, time.perf_counter() - begin - seconds)
-                found += [{"quantity": "time", "axis": axis, "bytes": ""} | row for row in timed]
-                if memory is not None:
-                    found += [{"quantity": "memory", "axis": axis} | row for row in memory.rows(op, point)]
-        except RedGate as error:
-            red.append(f"red gate: {error}")
-            print(f"  {red[-1]}: no figure", file=sys.stderr, flush=True)
-            continue
-        for curve in fitted(found):
+        before, last = len(sheet.rows), None
+        for point in axes[axis]:
+            reason = too_much(axis, point, last, options.longest)
+            if reason:
+                print(f"  dropped: {op} at {axis} {getattr(point, axis)} and above: {reason}", flush=True)
+                break
+            begin = time.perf_counter()
+            found = [{"quantity": "time", "axis": axis, "bytes": ""} | row for row in _timed(op, point, device, options)]
+            last = point, max(0.0, time.perf_counter() - begin - _seconds(options))
+            if memory is not None and any(row["p50_ms"] for row in found):
+                found += [{"quantity": "memory", "axis": axis} | row for row in _needed(memory, op, point)]
+            for complaint in complaints(found):
+                print(f"  {complaint}", file=sys.stderr, flush=True)
+            sheet.add(found)
+            lost = spoilt(device) or any("NotCaptured" in row["gate"] for row in found)
+            if lost:
+                break
+        for curve in fitted(sheet.rows[before:]):
             print(f"  {curve}", flush=True)
-        rows += found
-    if out is not None and rows and not (red and options.out is None):
-        save(rows, out, _COLUMNS)
-        print(f"\nwrote {out}")
-    return 1 if red else 0
+        if lost:
+            print("this process is not to measure any more: the rest was not measured", file=sys.stderr, flush=True)
+            break
+    wrong = complaints(sheet.rows)
+    written = sheet.close(good=not wrong)
+    if written is not None:
+        print(f"\nwrote {written}")
+    return 1 if wrong or lost else 0
+
+
+def _seconds(options: argparse.Namespace) -> float:
+    return float(options.seconds or (0.1 if options.quick else 0.4))
+
+
+def _timed(op: str, point: Point, device: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The rows of one point; one that says so where nothing could be measured."""
+    case = _case(op, point) if options.dtype == "float32" else in_half(_case(op, point), options.dtype)
+    mode = Mode("device", launch="graph") if device == "cuda" else Mode()
+    try:
+        return measure(case, Clock(device), [mode], seconds=_seconds(options), only=(floors.PRODUCT, floors.COPY))
+    except Exception as error:
+        return [failed(case, error)]
+
+
+def _needed(memory: Memory, op: str, point: Point) -> list[dict[str, Any]]:
+    """The rows of memory of one point, or one that says why there are none."""
+    try:
+        return list(memory.rows(op, point))
+    except Exception as error:
+        return [failed(_case(op, point), error) | {"bytes": ""}]
 
 
 def too_much(axis: str, point: Point, last: tuple[Point, float] | None, longest: float) -> str:
@@ -241,7 +270,7 @@ class Memory:
             needed = peak(op, point)
         else:
             receive, send = self._processes.Pipe(duplex=False)
-            child = self._processes.Process(target=_report, args=(send, op, point, self._threads))
+            child = self._processes.Process(target=_report, args=(send, op, point, self._threads, inputs.dtype))
             child.start()
             send.close()
             try:
@@ -252,12 +281,14 @@ class Memory:
             child.join()
         case, place = _case(op, point), environment(inputs.device)
         for provider, size in needed.items():
-            head = {"op": op, "provider": provider, "dtype": "float32", "repeats": 1, "bytes": size}
+            dtype = str(inputs.dtype).removeprefix("torch.")
+            head = {"op": op, "provider": provider, "dtype": dtype, "repeats": 1, "bytes": size}
             yield dict.fromkeys(COLUMNS, "") | head | case.sizes | place
 
 
-def _report(pipe: Any, op: str, point: Point, threads: int) -> None:
+def _report(pipe: Any, op: str, point: Point, threads: int, dtype: torch.dtype) -> None:
     torch.set_num_threads(threads)
+    inputs.dtype = dtype
     pipe.send(peak(op, point))
 
 
@@ -304,16 +335,18 @@ class Curve:
 
 
 def fitted(rows: Iterable[Mapping[str, Any]]) -> list[Curve]:
-    """The curves of some rows, in their order."""
+    """The curves of some rows, in their order, where there is something of ours and of the floor."""
     curves: dict[tuple[str, str, str], dict[str, list[tuple[int, float]]]] = {}
     for row in rows:
         key = (row["op"], row["axis"], row["quantity"])
-        value = float(row["p50_ms"]) if row["quantity"] == "time" else float(row["bytes"])
-        curves.setdefault(key, {}).setdefault(row["provider"], []).append((int(row[row["axis"]]), value))
+        value = row["p50_ms"] if row["quantity"] == "time" else row["bytes"]
+        if value != "":  # else it could not be measured
+            curves.setdefault(key, {}).setdefault(row["provider"], []).append((int(row[row["axis"]]), float(value)))
     found = []
     for (op, axis, quantity), points in curves.items():
-        floor = next(name for name in points if name != OURS)
-        found.append(Curve(op, axis, quantity, floor, points[OURS], points[floor]))
+        floor = next((name for name in points if name != OURS), None)
+        if floor is not None and OURS in points:
+            found.append(Curve(op, axis, quantity, floor, points[OURS], points[floor]))
     return found
 
 
@@ -335,9 +368,10 @@ def markdown(rows: Sequence[Mapping[str, str]]) -> str:
     columns = [("time", axis) for axis in AXES] + [("memory", axis) for axis in "NB"]
     heads = ["op", "floor", *(f"{quantity}, {axis}" for quantity, axis in columns)]
     lines = [heads, ["---"] * len(heads)]
-    for op in dict.fromkeys(row["op"] for row in rows):
+    for op in dict.fromkeys(op for op, _, _ in curves):
+        floor = next(curve.floor_name for (name, _, _), curve in curves.items() if name == op)
         cells = [_cell(curves.get((op, *column))) for column in columns]
-        lines.append([f"`{op}`", curves[op, "time", "N"].floor_name.removesuffix(FLOOR), *cells])
+        lines.append([f"`{op}`", floor.removesuffix(FLOOR), *cells])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

@@ -32,7 +32,7 @@ def work(b: int, n: int, d: int) -> Work:
         "reference": partial(vt.reference.token_clusters, x, threshold=THRESHOLD),
         **floors.gram(x),
     }
-    return Work(providers, _agree)
+    return Work(providers, _agree, host_readers=frozenset({"label propagation"}))
 
 
 def _propagate(x: Tensor) -> Tensor:

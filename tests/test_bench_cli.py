@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from torch.overrides import _get_current_function_mode_stack
 
 from vtkernels.cli import bench, main
@@ -64,7 +65,7 @@ def test_nothing_stands_between_a_call_and_torch(run, benchmarks, monkeypatch):
     assert seen and not any(seen)
 
 
-def test_a_red_gate_leaves_no_figure_and_fails(run, benchmarks, monkeypatch, tmp_path):
+def test_a_red_gate_keeps_its_figures_and_fails(run, benchmarks, monkeypatch, tmp_path):
     harness, topk = benchmarks("harness"), benchmarks("topk_select")
 
     def disagree(got, ours):
@@ -73,8 +74,85 @@ def test_a_red_gate_leaves_no_figure_and_fails(run, benchmarks, monkeypatch, tmp
     monkeypatch.setattr(topk, "_agree", disagree)
     arguments = ("ops", "--op", "topk_select", "--op", "row_topk", "--quick", "--seconds", "0.01")
     code, out, err = run(*arguments, "--out", str(tmp_path / "mine.csv"))
-    assert code == 1 and "red gate: topk_select" in err and "torch.topk" not in out
-    assert {row["op"] for row in harness.load(tmp_path / "mine.csv")} == {"row_topk"}
+    assert code == 1 and "red gate: topk_select" in err and "torch.topk" in out
+    rows = harness.load(tmp_path / "mine.csv")
+    assert {row["op"] for row in rows} == {"topk_select", "row_topk"} and all(row["p50_ms"] for row in rows)
+    gates = {row["gate"] for row in rows if row["op"] == "topk_select" and not row["provider"].endswith(" floor")}
+    assert "red: not the same" in gates and all(gate.startswith("red: ") for gate in gates)
+
+
+def test_a_case_that_raises_is_a_row_and_the_run_goes_on(run, benchmarks, monkeypatch, tmp_path):
+    harness = benchmarks("harness")
+
+    def broken(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(benchmarks("topk_select"), "work", broken)
+    arguments = ("ops", "--op", "topk_select", "--op", "row_topk", "--quick", "--seconds", "0.01")
+    code, _, err = run(*arguments, "--out", str(tmp_path / "mine.csv"))
+    assert code == 1 and "topk_select, B 1, N 576, K 64: vtkernels failed: out of memory" in err
+    rows = harness.load(tmp_path / "mine.csv")
+    assert [row["gate"] for row in rows if row["op"] == "topk_select"] == ["failed: out of memory"]
+    assert any(row["op"] == "row_topk" and row["p50_ms"] for row in rows)
+
+
+def test_the_file_is_whole_after_every_case(run, benchmarks, monkeypatch, tmp_path):
+    harness, out = benchmarks("harness"), tmp_path / "mine.csv"
+
+    def interrupt(*_):
+        assert {row["op"] for row in harness.load(out)} == {"topk_select"}
+        raise KeyboardInterrupt
+
+    out.write_text("what was there before\n")
+    monkeypatch.setattr(benchmarks("row_topk"), "work", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run("ops", "--op", "topk_select", "--op", "row_topk", "--quick", "--seconds", "0.01", "--out", str(out))
+    assert {row["op"] for row in harness.load(out)} == {"topk_select"}
+
+
+def test_committed_results_are_replaced_by_a_whole_green_run_alone(benchmarks, tmp_path):
+    sheet, path = benchmarks("sheet").Sheet, tmp_path / "cpu.csv"
+    path.write_text("before\n")
+    for good in (False, True):
+        made = sheet(path, ["a"], committed=True)
+        made.add([{"a": 1}])
+        assert path.read_text() == "before\n" and (tmp_path / "cpu.partial.csv").read_text().split() == ["a", "1"]
+        assert made.close(good=good) == (path if good else tmp_path / "cpu.partial.csv")
+    assert path.read_text().split() == ["a", "1"] and not (tmp_path / "cpu.partial.csv").exists()
+    assert sheet(None, ["a"]).close() is None
+
+
+def test_a_run_goes_on_where_it_stopped(run, benchmarks, tmp_path):
+    out = tmp_path / "mine.csv"
+    arguments = ("ops", "--op", "topk_select", "--op", "row_topk", "--quick", "--seconds", "0.01", "--out", str(out))
+    assert run(*arguments)[0] == 0
+    before = benchmarks("harness").load(out)
+    code, _, err = run(*arguments, "--start", "2")
+    assert code == 0 and "[2/2] row_topk" in err and "[1/2]" not in err
+    assert benchmarks("harness").load(out)[: len(before)] == before
+
+
+def test_headline_is_the_cases_with_targets_and_few_more(benchmarks):
+    ops, headline = benchmarks("ops"), benchmarks("headline")
+    todo = [(case.op, case.sizes) for case in ops.headlines(None)]
+    assert len(todo) == 11 and [case for case in todo if case[0] == "scope_select"] == [
+        ("scope_select", {"B": b, "N": 576, "D": 1024, "K": k}) for b, k in ((1, 64), (1, 192), (64, 64), (5, 64))
+    ]
+    assert all((op, sizes) in todo for op, sizes, _ in headline.TARGETS)
+    assert [(case.op, case.sizes["K"]) for case in ops.headlines(["crop_topk"])] == [("crop_topk", 64)]
+
+
+def test_headline_times_no_reference_and_prints_targets(run, benchmarks, tmp_path):
+    headline, out = benchmarks("headline"), tmp_path / "mine.csv"
+    arguments = ("--headline", "--op", "topk_select", "--dtype", "float16", "--seconds", "0.01", "--out", str(out))
+    assert run("ops", *arguments)[0] == 0
+    rows = benchmarks("harness").load(out)
+    assert "reference" not in {row["provider"] for row in rows} and "vtkernels" in {row["provider"] for row in rows}
+    assert list(headline.verdicts(rows)) == []  # a CPU has none
+    row = next(row for row in rows if row["provider"] == "vtkernels") | {"timing": "device", "launch": "graph"}
+    found = [(measured, limit, met) for _, measured, limit, met in headline.verdicts([row | {"p50_ms": "0.00350"}])]
+    assert found == [(pytest.approx(3.5), 4, True)]
+    assert [met for *_, met in headline.verdicts([row | {"p50_ms": "0.00410"}])] == [False]
 
 
 @pytest.mark.parametrize(
@@ -88,6 +166,12 @@ def test_a_red_gate_leaves_no_figure_and_fails(run, benchmarks, monkeypatch, tmp
             ("--out", "nowhere/x.csv"),
             "argument --out: 'nowhere/x.csv' is in a folder 'nowhere' that does not exist",
         ),
+        (
+            ("--headline",),
+            "argument --headline: its cases have shapes of their own; leave out --shape, --all-shapes and --quick",
+        ),
+        (("--start", "2"), "argument --start: 2 is out of range; give 1 to 1"),
+        (("--start", "0"), "argument --start: 0 is too small; give a number >= 1"),
         (("--provider", "magic", "--seconds", "0.01"), "argument --provider: 'magic' timed nothing"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import re
 import sys
 from pathlib import Path
 
@@ -122,7 +123,7 @@ class TestGate:
         subject = tiny(kind)
         batch = models.inputs(subject.model, 1, 8, 0)
         methods, keeps = selectors.methods(["Scope", "Random"], 0), list(subject.keeps[-1:])
-        gate.check(subject.model, batch, methods, keeps)
+        assert set(gate.check(subject.model, batch, methods, keeps).values()) == {"same"}
 
         topk = vt.ops.topk_select
 
@@ -131,11 +132,12 @@ class TestGate:
 
         with monkeypatch.context() as patch:
             patch.setattr(vt.ops, "topk_select", first)
-            with pytest.raises(AssertionError, match=r"^Random, \d+ of \d+ tokens: .*differ"):
-                gate.check(subject.model, batch, methods, keeps)
+            verdicts = gate.check(subject.model, batch, methods, keeps)
+            assert verdicts["Scope", keeps[0]] == "same"
+            assert re.fullmatch(r"red: \d+\.\d% of the picks differ", verdicts["Random", keeps[0]])
         monkeypatch.setattr(selectors.published, "scope", lambda x, a, k: torch.arange(k).expand(len(x), -1))
-        with pytest.raises(AssertionError, match=r"^Scope \(published loop\), \d+ of \d+ tokens: .*differ"):
-            gate.check(subject.model, batch, methods, keeps)
+        verdicts = gate.check(subject.model, batch, methods, keeps)
+        assert verdicts["Scope (published loop)", keeps[0]].startswith("red: ") and verdicts["Random", keeps[0]] == "same"
 
     @pytest.mark.parametrize("kind", ["llava", "llava_next"])
     def test_red_where_the_prompt_is_not_what_was_kept(self, monkeypatch, kind):
@@ -148,16 +150,104 @@ class TestGate:
         with pytest.raises(AssertionError, match="pruned by hand, the prompt differs"):
             gate.check_by_hand(subject.model, batch, 6)
 
-    def test_nothing_is_timed_on_a_red_gate(self, monkeypatch, capsys):
-        gate, model = (importlib.import_module(f"benchmarks.{name}") for name in ("model_gate", "model"))
+    def test_what_is_red_is_timed_and_marked(self, monkeypatch, capsys, tmp_path):
+        gate, out = importlib.import_module("benchmarks.model_gate"), tmp_path / "rows.csv"
 
         def red(*_):
             raise gate.RedGate("they differ")
 
-        monkeypatch.setattr(gate, "check", red)
-        monkeypatch.setattr(model, "generate", lambda *_: pytest.fail("timed on a red gate"))
-        assert bench("--quick", "--shape", "llava-1.5-7b", "--method", "uniform") == 1
-        assert "red gate: they differ: nothing was timed" in capsys.readouterr().err
+        monkeypatch.setattr(gate, "check_by_hand", red)
+        assert bench("--quick", "--dtype", "float32", "--shape", "llava-1.5-7b", "--method", "uniform", "--out", str(out)) == 1
+        assert "llava-1.5-7b (tiny), concurrency 2, Uniform at 7: red: they differ" in capsys.readouterr().err
+        gates = {row["method"]: row["gate"] for row in load(out) if row["p50_ms"]}
+        assert gates == {"unpruned": "", "Uniform": "red: they differ", "smaller image": ""}
+
+    def test_a_gate_without_memory_is_no_gate(self, monkeypatch):
+        models, gate, selectors = (importlib.import_module(f"benchmarks.{n}") for n in ("models", "model_gate", "selectors"))
+        subject = tiny()
+        batch = models.inputs(subject.model, 1, 8, 0)
+
+        def full(*_):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        monkeypatch.setattr(selectors, "compared", full)
+        assert gate.check(subject.model, batch, selectors.methods(["Uniform"], 0), [7]) == {
+            ("Uniform", 7): "not compared: out of memory"
+        }
+
+
+class TestFailures:
+    def test_one_case_costs_one_row(self, monkeypatch, capsys, tmp_path):
+        model, out = importlib.import_module("benchmarks.model"), tmp_path / "rows.csv"
+        generate = model.generate
+
+        def full(case, new, cut):
+            if case.method == "Uniform":
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return generate(case, new, cut)
+
+        monkeypatch.setattr(model, "generate", full)
+        assert (
+            bench("--quick", "--dtype", "float32", "--shape", "llava-1.5-7b", "--method", "uniform,random", "--out", str(out))
+            == 1
+        )
+        shown = capsys.readouterr()
+        assert "Uniform at 7: failed: out of memory" in shown.err and "Random" in shown.out and "Uniform" not in shown.out
+        rows = load(out)
+        assert [row["gate"] for row in rows if row["method"] == "Uniform"] == ["failed: out of memory"]
+        assert {row["gate"] for row in rows if row["method"] == "Random" and row["p50_ms"]} == {"same"}
+        assert "Uniform" not in importlib.import_module("benchmarks.model").markdown(rows)
+
+    @pytest.mark.parametrize("where", ["_subject", "_cases"])
+    def test_a_model_that_does_not_fit_costs_its_own_rows(self, monkeypatch, where, tmp_path):
+        model, out = importlib.import_module("benchmarks.model"), tmp_path / "rows.csv"
+        first, seen = getattr(model, where), []
+
+        def full(*given):
+            seen.append(None)
+            if len(seen) == 1:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return first(*given)
+
+        monkeypatch.setattr(model, where, full)
+        assert bench("--quick", "--dtype", "float32", "--method", "uniform", "--out", str(out)) == 1
+        rows = load(out)
+        assert rows[0]["model"].startswith("llava-1.5-7b") and rows[0]["gate"] == "failed: out of memory"
+        assert list(by_case(rows)) == [("llava-next-7b (tiny)", 2)]
+
+    def test_rounds_are_saved_as_they_end(self, monkeypatch, tmp_path):
+        model, out = importlib.import_module("benchmarks.model"), tmp_path / "rows.csv"
+        generate, runs = model.generate, []
+
+        def interrupt(case, new, cut):
+            runs.append(case.method)
+            if len(runs) == 8:  # a warm-up, three for memory, a round of three, one of the next
+                raise KeyboardInterrupt
+            return generate(case, new, cut)
+
+        monkeypatch.setattr(model, "generate", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            bench(
+                "--quick",
+                "--dtype",
+                "float32",
+                "--shape",
+                "llava-1.5-7b",
+                "--method",
+                "uniform",
+                "--repeats",
+                "3",
+                "--out",
+                str(out),
+            )
+        rows = load(out)
+        assert {(row["method"], row["repeats"]) for row in rows} == {
+            ("unpruned", "1"), ("Uniform", "1"), ("smaller image", "1"),
+        }  # fmt: skip
+
+    def test_without_the_unpruned_model_there_is_no_table(self, made_up):
+        rows = [row | {"p50_ms": ""} if row["method"] == "unpruned" else row for row in made_up]
+        assert by_case(rows) == {}
 
 
 class TestSmallerImage:
@@ -302,3 +392,13 @@ def test_figure_has_a_panel_for_each_model(measured):
     for panel, cases in zip(figure.axes, groups.values(), strict=True):
         assert [tick.get_text() for tick in panel.get_yticklabels()] == [case["method"] for case in cases]
         assert len(panel.patches) == 5 * len(cases)
+
+
+def test_headline_is_few_cases(tmp_path):
+    out = tmp_path / "rows.csv"
+    assert bench("--quick", "--headline", "--dtype", "float32", "--out", str(out)) == 0
+    ((key, cases),) = by_case(load(out)).items()
+    assert key == ("llava-1.5-7b (tiny)", 1) and {case["new_tokens"] for case in cases} == {"8"}
+    assert [case["method"] for case in cases] == [
+        "unpruned", "Scope", "Scope (published loop)", "TopAttention", "smaller image",
+    ]  # fmt: skip

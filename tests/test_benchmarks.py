@@ -35,7 +35,8 @@ def test_gate_is_green(benchmarks, first, clock, op):
     floors = [name for name in work.providers if name.endswith(harness.FLOOR)]
     assert case.op == op and case.shape and len(floors) == 1
     assert {"vtkernels", "reference"} < work.providers.keys() - set(floors)  # and what people run today
-    assert harness.gate(case, work, clock).keys() == work.providers.keys()
+    gates = {name: timed.gate for name, timed in harness.gate(case, work, clock).items()}
+    assert gates == {name: "" if name in floors else "same" for name in work.providers}
 
 
 @pytest.mark.parametrize("op", SCHEMAS)
@@ -47,8 +48,8 @@ def test_every_provider_passes_the_gate_or_is_a_floor(benchmarks, first, clock, 
         work = case.build()
         call = work.providers[name]
         spoilt = harness.Work(work.providers | {name: lambda call=call: spoil(harness.results(call))}, work.agree)
-        with pytest.raises(harness.RedGate, match=rf"{op}.* and vtkernels differ"):
-            harness.gate(case, spoilt, clock)
+        gates = {other: timed.gate for other, timed in harness.gate(case, spoilt, clock).items()}
+        assert gates[name].startswith("red: ") and gates["vtkernels"].startswith(f"red: {name}: ")
 
 
 def spoil(results):
@@ -82,14 +83,43 @@ def test_gate_in_half_precision_is_green(monkeypatch, benchmarks, first, clock, 
     case = harness.in_half(first(op), "float16")
     work = case.build()
     assert case.dtype == "float16" and work.providers["vtkernels"].args[0].dtype == torch.float16
-    harness.gate(case, work, clock)
+    gates = {name: timed.gate for name, timed in harness.gate(case, work, clock).items()}
+    others = "same" if op == "compact_" else "not compared"  # what rounds as it goes chooses otherwise
+    assert gates.pop("vtkernels") == gates.pop("reference") == "same"
+    assert gates == {name: "" if name.endswith(harness.FLOOR) else others for name in gates}
 
 
-def test_gate_in_half_precision_can_be_red(monkeypatch, benchmarks, first):
-    case = benchmarks("harness").in_half(first("cls_attention"), "float16")
+def test_gate_in_half_precision_can_be_red(monkeypatch, benchmarks, first, clock):
+    harness = benchmarks("harness")
+    case = harness.in_half(first("cls_attention"), "float16")
     monkeypatch.setattr(vt.reference, "cls_attention", lambda *given, **options: vt.cls_attention(*given, **options) + 1)
-    with pytest.raises(AssertionError):
-        case.build()
+    gates = harness.gate(case, case.build(), clock)
+    assert gates["reference"].gate.startswith("red: ") and gates["vtkernels"].gate.startswith("red: reference: ")
+
+
+def test_picks_are_compared_as_sets(benchmarks):
+    """A near-tie shifts everything between two places of the sorted picks; it is one pick that differs."""
+    same_picks = benchmarks("harness").same_picks
+    ours = torch.arange(0, 128, 2)[None]
+    other = torch.cat([ours[:, 1:], torch.tensor([[127]])], dim=1)
+    same_picks(other.flip(1), ours, allowed=0.016)
+    with pytest.raises(AssertionError, match=r"^1\.6% of the picks differ$"):
+        same_picks(other, ours, allowed=0.01)
+    with pytest.raises(AssertionError, match=r"^100\.0% of the picks differ$"):
+        same_picks(torch.full((1, 4), 3), torch.tensor([[4, 5, 6, 7]]), allowed=0.02)
+    with pytest.raises(AssertionError, match=r"^25\.0% of the picks differ$"):  # one twice instead of another
+        same_picks(torch.tensor([[4, 5, 6, 6]]), torch.tensor([[4, 5, 6, 7]]), allowed=0.02)
+    with pytest.raises(AssertionError, match="picks, not"):
+        same_picks(ours[:, 1:], ours)
+    same_picks(torch.tensor([[3, -1, -1]]), torch.tensor([[-1, 3, -1]]))
+
+
+def test_labels_are_compared_place_by_place(benchmarks):
+    near, labels = benchmarks("harness").near, torch.arange(100)[None]
+    near((labels,), (labels,), op="token_clusters")
+    with pytest.raises(AssertionError, match=r"100\.0% of the labels differ"):
+        near((labels.roll(1),), (labels,), op="token_clusters")
+    near((labels.roll(1),), (labels,), op="topk_select")
 
 
 def test_interpreted_triton_is_no_provider(benchmarks, first):
@@ -97,28 +127,40 @@ def test_interpreted_triton_is_no_provider(benchmarks, first):
     assert benchmarks("harness").with_triton(case) is case
 
 
-def test_red_gate_stops_the_timing(benchmarks, clock):
+def test_a_red_gate_is_written_into_the_rows(benchmarks, clock):
     harness, mode = benchmarks("harness"), benchmarks("clock").Mode()
-    calls = []
 
     def disagree(got, ours):
-        raise AssertionError("red")
+        raise AssertionError("red\nand more")
 
-    def provider(name):
-        calls.append(name)
-        return torch.zeros(1, 1)
+    work = harness.Work({name: partial(torch.zeros, 1, 1) for name in ("other", "vtkernels")}, disagree)
+    rows = harness.measure(harness.Case("topk_select", {"N": 3}, lambda: work), clock, [mode], seconds=0.01)
+    assert [(row["provider"], row["gate"], bool(row["p50_ms"])) for row in rows] == [
+        ("other", "red: red", True), ("vtkernels", "red: other: red", True),
+    ]  # fmt: skip
+    assert harness.complaints(rows) == ["red gate: topk_select, N 3: vtkernels and others differ: other: red"]
 
-    work = harness.Work({name: partial(provider, name) for name in ("other", "vtkernels")}, disagree)
-    with pytest.raises(harness.RedGate, match="topk_select, N 3: other and vtkernels differ: red"):
-        harness.measure(harness.Case("topk_select", {"N": 3}, lambda: work), clock, [mode], seconds=1)
-    assert calls == ["vtkernels", "other"]
+
+def test_what_was_compared_with_nothing_is_red(benchmarks, clock):
+    """Ours alone, or all others raise."""
+    harness = benchmarks("harness")
+
+    def broken():
+        raise ValueError("no such shape")
+
+    work = harness.Work({"vtkernels": partial(torch.zeros, 1, 1), "reference": broken}, lambda got, ours: None)
+    gates = harness.gate(harness.Case("topk_select", {"N": 3}, lambda: work), work, clock)
+    assert gates["reference"].gate == "failed: ValueError: no such shape" and gates["vtkernels"].gate == "red: not compared"
+    work = harness.Work({"vtkernels": broken, "reference": partial(torch.zeros, 1, 1)}, lambda got, ours: None)
+    gates = harness.gate(harness.Case("topk_select", {"N": 3}, lambda: work), work, clock)
+    assert gates["reference"].gate == "not compared" and gates["vtkernels"].failed
 
 
 def test_rows_are_tidy_and_say_where_they_were_taken(benchmarks, clock, first):
     harness, modes = benchmarks("harness"), benchmarks("clock").modes("cpu", cold=True)
     rows = harness.measure(first("topk_select"), clock, modes, seconds=0.01, only=["torch.topk"])
     assert [(row["provider"], row["timing"], row["cache"], row["launch"]) for row in rows] == [
-        (name, "host", cache, "eager") for name in ("vtkernels", "torch.topk") for cache in ("warm", "cold")
+        (name, "call", cache, "eager") for name in ("vtkernels", "torch.topk") for cache in ("warm", "cold")
     ]
     for row in rows:
         assert tuple(row) == harness.COLUMNS and tuple(row)[-len(PLACE) :] == PLACE
@@ -128,10 +170,11 @@ def test_rows_are_tidy_and_say_where_they_were_taken(benchmarks, clock, first):
         assert row["machine"] and row["commit"] and row["time"] and not row["cuda"]
 
 
-def test_a_gpu_is_timed_by_host_and_device_warm_and_cold_eager_and_as_a_graph(benchmarks):
+def test_a_gpu_is_timed_by_call_and_device_warm_and_cold_eager_and_as_a_graph(benchmarks):
     modes = benchmarks("clock").modes("cuda")
     assert {(mode.timing, mode.cache, mode.launch) for mode in modes} == {
-        ("host", "warm", "eager"),
+        ("call", "warm", "eager"),
+        ("finished", "warm", "eager"),
         *(("device", cache, launch) for cache in ("warm", "cold") for launch in ("eager", "graph")),
     }
 
@@ -145,8 +188,13 @@ def test_a_commit_outside_a_checkout_is_unknown(monkeypatch, tmp_path, benchmark
     environment = benchmarks("environment")
     monkeypatch.setattr(vt, "__file__", str(tmp_path / "site-packages" / "vtkernels" / "__init__.py"))
     (tmp_path / "site-packages").mkdir()
+    monkeypatch.delenv("VTKERNELS_COMMIT", raising=False)
     environment.commit.cache_clear()
     assert environment.commit() == "unknown"
+    monkeypatch.setenv("VTKERNELS_COMMIT", "0123abc")
+    environment.commit.cache_clear()
+    assert environment.commit() == environment.environment(torch.device("cpu"))["commit"] == "0123abc"
+    environment.commit.cache_clear()
 
 
 @pytest.mark.parametrize("module", ["apricot", "submodlib"])
