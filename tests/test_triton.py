@@ -319,6 +319,18 @@ def test_kernels_compile_for_every_architecture_within_their_budget():
 # ------------------------------------------------------------------------------------------------ on a GPU
 
 
+@pytest.mark.kernels
+def test_matrix_on_a_gpu_compiles_little():
+    """A compilation takes a second: as many as these take half a minute on a processor each for the longest op."""
+    result = python(str(HERE / "specializations.py"))
+    assert result.returncode == 0, result.stderr
+    counts = {op: int(count) for op, count in map(str.split, result.stdout.splitlines())}
+    total = counts.pop("all")
+    assert set(counts) == set(KERNELS)
+    assert 0 < total == sum(counts.values()) <= 200
+    assert max(counts.values()) <= 35
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("op", KERNELS)
 def test_compiled_kernels_on_this_gpu(op):
