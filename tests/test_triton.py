@@ -5,6 +5,7 @@ What each kernel computes is in the file of its op, which runs on this backend t
 
 from __future__ import annotations
 
+import argparse
 import csv
 import io
 import json
@@ -285,6 +286,54 @@ def test_tuning_drops_parameters_that_change_a_result():
 
     ((_, _, before, best, _),) = tune.tune(call, lambda call: parameters("topk_select", n=33)["num_warps"])
     assert before["num_warps"] == best["num_warps"] == 2
+
+
+@interpreted
+@pytest.mark.parametrize("refusal", ["ptxas", "resources", "passes"])
+def test_tuning_skips_what_is_refused_with_a_word(refusal, capsys):
+    from triton.runtime.errors import OutOfResources, PTXASError
+
+    error = {
+        "ptxas": PTXASError("ptxas fatal: too much shared data"),
+        "resources": OutOfResources(2048, 1024, "threads"),
+        "passes": RuntimeError("PassManager::run failed"),
+    }[refusal]
+
+    def call():
+        if parameters("topk_select", n=33)["num_warps"] > 2:
+            raise error
+        return torch.zeros(1)
+
+    ((_, _, before, best, _),) = tune.tune(call, lambda call: 1 / parameters("topk_select", n=33)["num_warps"])
+    assert before["num_warps"] == best["num_warps"] == 2
+    assert f"topk_select num_warps 2 -> 4: skipped: {str(error).splitlines()[0]}" in capsys.readouterr().err
+
+
+@interpreted
+def test_tuning_does_not_skip_other_errors():
+    def call():
+        if parameters("topk_select", n=33)["num_warps"] != 2:
+            raise RuntimeError("Triton Error [CUDA]: an illegal memory access was encountered")
+
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        list(tune.tune(call, lambda call: 1.0))
+
+
+@interpreted
+def test_table_holds_what_was_tuned_before_an_error(monkeypatch, tmp_path, capsys):
+    """The second workload fails: the row of the first is on the disk."""
+    scores, output = Draw().normal(1, 33), tmp_path / "table.json"
+    broken = {"scores": scores, "k": None}
+    good = [("topk_select", "N=33", {"scores": scores, "k": 5}), ("topk_select", "N=33 without k", broken)]
+    monkeypatch.setattr(tune, "workloads", lambda ops, device: iter(good))
+    monkeypatch.setattr(tune, "timed", lambda call: 1.0)
+    monkeypatch.setattr(vt, "status", lambda *_: backends.Status(True))
+    monkeypatch.setattr(_launch, "interpreted", lambda: False)
+    monkeypatch.setattr(_launch, "architecture", lambda device: "interpreter")
+    with pytest.raises(TypeError):
+        tune.run(argparse.Namespace(op=None, output=output))
+    use = _launch.tables()[0]["default"]["topk_select"][0]["use"]
+    assert json.loads(output.read_text()) == {"interpreter": {"topk_select": [{"use": use}]}}
 
 
 @pytest.mark.parametrize("op", KERNELS)

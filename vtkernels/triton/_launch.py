@@ -181,9 +181,15 @@ def override(kernel: str, **values: Any) -> Iterator[None]:
             _overrides[kernel] = before
 
 
-def refused(error: Exception) -> bool:
-    """Whether Triton raised it for a size that a kernel or the device cannot take."""
-    from triton.compiler.errors import CompilationError
-    from triton.runtime.errors import OutOfResources
+# What Triton raises as a plain RuntimeError: of its compiler, and of a launch that left the device as it was.
+_REFUSALS = ("PassManager::run failed", "too many blocks in cooperative launch", "too many resources requested for launch")
 
-    return isinstance(error, CompilationError | OutOfResources)
+
+def refused(error: Exception) -> bool:
+    """Whether Triton, ptxas or the driver raised it for parameters that a kernel or the device cannot take."""
+    from triton.compiler.errors import CompilationError
+    from triton.runtime.errors import OutOfResources, PTXASError
+
+    if isinstance(error, CompilationError | OutOfResources | PTXASError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _REFUSALS)
