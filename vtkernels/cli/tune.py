@@ -19,7 +19,7 @@ _EXAMPLES = """examples:
   vtkernels tune --output h200.json
   VTKERNELS_TRITON_TABLE=h200.json python serve.py     launches with what was found; without it the committed table holds
 """
-_LIMITS = {"num_warps": (1, 16), "num_stages": (1, 5)}
+_LIMITS = {"num_warps": (1, 16), "num_stages": (1, 5), "maxnreg": (32, 255)}
 _WORTH_IT = 0.97  # of the time before: less is noise
 
 
