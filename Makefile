@@ -8,7 +8,7 @@ SOURCES := $(shell find csrc cmake -type f) CMakeLists.txt setup.py pyproject.to
 TORCH := $(shell grep ^torch== constraints.txt)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-kernels test-lmms-eval test-original test-transformers test-cuda-torch lint gpu bench guard build clean \
+.PHONY: demo test test-kernels test-lmms-eval test-original test-transformers test-cuda-torch test-triton-36 lint gpu bench guard build clean \
   dist test-dist test-matrix hub test-hub docs docs-serve fuzz sanitize-address sanitize-thread properties tidy
 
 demo: build
@@ -86,6 +86,15 @@ test-cuda-torch: build .venv-cuda/.installed
 .venv-cuda/.installed:
 	$(PYTHON) -m venv .venv-cuda
 	.venv-cuda/bin/python -m pip install --quiet --disable-pip-version-check "torch==2.14.1" pytest hypothesis numpy
+	touch $@
+
+# The oldest Triton that is supported compiles every kernel without spills; `make test-kernels` does it with the newest known.
+test-triton-36: .venv-triton36/.installed
+	VTKERNELS_TEST_KERNELS=1 PYTHONPATH=. .venv-triton36/bin/python -m pytest tests/test_triton.py -k "compile_for or compiles_little"
+
+.venv-triton36/.installed: constraints.txt
+	$(PYTHON) -m venv .venv-triton36
+	.venv-triton36/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH) "triton==3.6.0" pytest hypothesis numpy
 	touch $@
 
 # The site of docs/ and of the docstrings, into build/site: reads the sources, needs neither a build nor a network.
@@ -206,4 +215,4 @@ test-hub: build hub .venv-hub/.installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-hub .venv-lmms-eval .venv-original .venv-transformers .venv-cuda .venv-dist build dist vtkernels/_native vtkernels/_host*.so *.egg-info
+	rm -rf .venv .venv-hub .venv-lmms-eval .venv-original .venv-transformers .venv-cuda .venv-dist .venv-triton36 build dist vtkernels/_native vtkernels/_host*.so *.egg-info

@@ -6,6 +6,7 @@ A program of its own: under TRITON_INTERPRET=1, as the tests run, Triton compile
 
 ``--write`` puts the figures in ``tests/data/triton_resources.csv``, the budget that ``test_triton.py`` holds the kernels to:
 registers rounded up to the 8 in which they are allocated, shared memory to KiB, and the version of Triton that compiled them.
+Rows of other versions stay as they are.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -36,12 +37,23 @@ def compiled(build, arch: int):
     unknown = set(build.signature) ^ (set(names) - set(build.constexprs))
     if unknown:
         raise ValueError(f"{build.name}: signature and constexprs must hold each argument once, differ in {', '.join(unknown)}")
+    for parameter in build.kernel.params:
+        known = parameter.name in build.divisible or isinstance(build.constexprs.get(parameter.name), int)
+        if parameter.do_not_specialize and known:
+            raise ValueError(f"{build.name}: a launch knows nothing of the value of {parameter.name}")
     signature = {name: build.signature.get(name, "constexpr") for name in names}
     constexprs = {(names.index(name),): value for name, value in build.constexprs.items()}
-    aligned = [name for name, kind in build.signature.items() if kind.startswith("*") or name in build.divisible]
+    unaligned = {parameter.name for parameter in build.kernel.params if parameter.do_not_specialize_on_alignment}
+    pointers = {name for name, kind in build.signature.items() if kind.startswith("*")} - unaligned
+    aligned = [name for name in names if name in pointers or name in build.divisible]
     attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in aligned}
     source = ASTSource(build.kernel, signature, constexprs, attributes)
-    options = {"num_warps": build.num_warps, "num_stages": build.num_stages, "enable_fp_fusion": True}
+    options = {
+        "num_warps": build.num_warps,
+        "num_stages": build.num_stages,
+        "maxnreg": build.maxnreg,
+        "enable_fp_fusion": True,
+    }
     return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
 
 
@@ -92,18 +104,28 @@ def main() -> None:
         parser.error("TRITON_INTERPRET is set: Triton compiles nothing; unset it")
     ops = arguments.op or list(KERNELS)
     if arguments.write:
-        others = [row for row in read_budget() if row["op"] not in ops and row["op"] in KERNELS]
-        measured = [row | {"registers": up(row["registers"], 8), "shared": up(row["shared"], 1024)} for row in rows(ops)]
-        with BUDGET.open("w", newline="") as file:
-            writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(sorted(others + measured, key=lambda row: KERNELS.index(row["op"])))
+        write_budget(rows(ops), ops)
         return
     writer = csv.DictWriter(sys.stdout, FIELDS, lineterminator="\n")
     writer.writeheader()
     for row in rows(ops):
         writer.writerow(row)
         sys.stdout.flush()
+
+
+def write_budget(measured: Iterable[dict[str, str | int]], ops: Iterable[str]) -> None:
+    """Puts the figures of ``ops`` in place of what the budget has for them by the same version of Triton."""
+    import triton
+
+    from vtkernels.triton import KERNELS
+
+    replaced = {(op, triton.__version__) for op in ops}
+    kept = [row for row in read_budget() if (row["op"], row["triton"]) not in replaced and row["op"] in KERNELS]
+    new = [row | {"registers": up(row["registers"], 8), "shared": up(row["shared"], 1024)} for row in measured]
+    with BUDGET.open("w", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(sorted(kept + new, key=lambda row: (row["triton"], KERNELS.index(row["op"]))))
 
 
 def up(value: int, step: int) -> int:

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from vtkernels.cli import _console
-from vtkernels.cli._errors import UsageError
+from vtkernels.cli._errors import UsageError, first_line
 from vtkernels.cli._files import check_out, replacing
 
 _EXAMPLES = """examples:
   vtkernels tune --output h200.json
   VTKERNELS_TRITON_TABLE=h200.json python serve.py     launches with what was found; without it the committed table holds
 """
-_LIMITS = {"num_warps": (1, 16), "num_stages": (1, 5)}
+_LIMITS = {"num_warps": (1, 16), "num_stages": (1, 5), "maxnreg": (32, 255)}
 _WORTH_IT = 0.97  # of the time before: less is noise
 
 
@@ -38,7 +38,7 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Tune, print what changed, write the table."""
+    """Tune, write the table as it grows, print what changed."""
     import torch
 
     import vtkernels as vt
@@ -61,10 +61,9 @@ def run(options: argparse.Namespace) -> int:
         launch = triton.load(op)
         for kernel, shape, before, best, gain in tune(functools.partial(launch, **arguments), timed):
             found.append((kernel, shape, best))
-            changed = ", ".join(f"{name} {before[name]} -> {best[name]}" for name in best if best[name] != before[name])
-            rows.append([kernel, label, changed or "as committed", f"{gain:.2f}x"])
-    with replacing(options.output) as part:
-        part.write_text(json.dumps({arch: table(found)}, indent=2) + "\n")
+            rows.append([kernel, label, _change(before, best) or "as committed", f"{gain:.2f}x"])
+            with replacing(options.output) as part:  # each time, so that what follows can cost nothing of it
+                part.write_text(json.dumps({arch: table(found)}, indent=2) + "\n")
     _console.table(["kernel", "shape", "change", "op faster"], rows, title=torch.cuda.get_device_name(), left=3)
     print(f"\nwrote {options.output}; use it with VTKERNELS_TRITON_TABLE={options.output}")
     return 0
@@ -110,7 +109,8 @@ def tune(
     """For each kernel that ``call`` launches: (name, shape, parameters before, best found, how much faster the call is).
 
     One parameter is halved or doubled at a time (``num_stages``: one more or less) as long as that helps. A candidate that does
-    not compile, asks for more than the device has or changes a result is left out.
+    not compile or asks for more than the device has is skipped with a word to standard error; one that changes a result is
+    left out.
     """
     from vtkernels.triton import _launch
 
@@ -132,11 +132,16 @@ def tune(
                     except Exception as error:
                         if not _launch.refused(error):
                             raise
+                        print(f"{kernel} {_change(best, candidate)}: skipped: {first_line(error)}", file=sys.stderr, flush=True)
                         continue
                 if took < _WORTH_IT * fastest:
                     best, fastest, improved = candidate, took, True
                     break
         yield kernel, shape, before, best, first / fastest
+
+
+def _change(before: dict[str, Any], after: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {before[name]} -> {after[name]}" for name in after if after[name] != before[name])
 
 
 def _neighbours(values: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vtkernels.triton._common import widen
-from vtkernels.triton._launch import Build, default_parameters
+from vtkernels.triton._launch import Build, default_parameters, options
 
 
 @triton.jit
@@ -135,9 +135,8 @@ def tile_builds(op: str, kernel: triton.JITFunction, parameters: str, results: d
                 kernel,
                 {"features": f"*{dtype}", **results, **dict.fromkeys((*sizes, "lengths_stride"), "i32")},
                 {"lengths": None, "stride_d": 1, "BLOCK": use["BLOCK"], "BLOCK_D": use["BLOCK_D"], "WIDEN": False},
-                num_warps=use["num_warps"],
-                num_stages=use["num_stages"],
-                divisible=("n", "channels", "ld", "stride_b", "stride_n"),
+                **options(use),
+                divisible=("channels", "ld", "stride_b", "stride_n"),
             )
         )
     return builds

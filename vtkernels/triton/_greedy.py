@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vtkernels.triton._common import INVALID_KEY, NAN_KEY, finite, pack, packed_index, packed_key, row_length, widen
-from vtkernels.triton._launch import Build, default_parameters, next_power_of_2, parameters
+from vtkernels.triton._launch import Build, default_parameters, next_power_of_2, options, parameters
 
 _TAKEN = tl.constexpr(-2)  # in place of a gain, which is never negative
 _INVALID = tl.constexpr(-1)
@@ -41,7 +41,7 @@ def _weight(value, alpha, POWER: tl.constexpr):
     return tl.where(finite(value) & finite(weight), weight, float("nan"))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("n", "part_count", "k", "weight_stride_b", "weight_stride_n", "lengths_stride"))
 def _greedy_kernel(
     similarity,  # [B, M, ld] fixed point, 0 behind the candidates
     parts,  # [B, PARTS, ld] int64 whose sum are the first gains
@@ -246,20 +246,19 @@ def greedy_builds(op: str, similarity: str, results: dict[str, str | None]) -> l
     pointers |= {"weights": "*fp32", "listed": "*i32", "indices": "*i64"}
     pointers |= {name: kind for name, kind in results.items() if kind}
     absent = {"lengths": None} | {name: kind for name, kind in results.items() if not kind}
-    sizes = ("m", "n", "ld", "part_count", "k", "weight_stride_b", "lengths_stride")
+    sizes = ("m", "n", "ld", "part_count", "k", "weight_stride_b", "weight_stride_n", "lengths_stride")
     symmetric = absent.get("scale", "") is None
     strides = ("candidate_stride", "item_stride") if symmetric else ("item_stride", "candidate_stride")
     use = default_parameters("greedy", n=576, bytes=int(similarity[2:]) // 8)
-    warps, stages = use.pop("num_warps"), use.pop("num_stages")
+    launch = options(use)
     return [
         Build(
             f"{op} greedy loop {weigh}, alpha {power}, {'ascending' if sort else 'in order of choice'}",
             _greedy_kernel,
             {**pointers, **dict.fromkeys((*sizes, strides[0]), "i32"), "unit": "fp32", "alpha": "fp32"},
-            {**absent, strides[1]: 1, "weight_stride_n": 1, "WEIGH": weigh, "POWER": power, "SORT": sort, **use},
-            num_warps=warps,
-            num_stages=stages,
-            divisible=("m", "n", "ld", strides[0]),
+            {**absent, strides[1]: 1, "WEIGH": weigh, "POWER": power, "SORT": sort, **use},
+            **launch,
+            divisible=("m", "ld", strides[0]),
         )
         for weigh, power, sort in (("multiply", "one", True), ("add", "any", False))
     ]

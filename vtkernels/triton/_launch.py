@@ -44,6 +44,7 @@ class Build:
     constexprs: dict[str, Any] = field(default_factory=dict)
     num_warps: int = 4
     num_stages: int = 2
+    maxnreg: int | None = None
     divisible: tuple[str, ...] = ()
 
 
@@ -92,6 +93,8 @@ def parameters(kernel: str, device: torch.device, **shape: int) -> dict[str, Any
     """Block sizes, ``num_warps`` and ``num_stages`` of ``kernel`` for this device and shape, to be passed to its launch.
 
     With them goes what Triton would decide for us, differently in different versions: products and sums are fused.
+    ``maxnreg`` is for NVIDIA alone. ptxas spills a few registers of a kernel where one more block then fits a multiprocessor;
+    told how many it may use, it does not.
 
     ``shape`` must not hold the batch size where a block size decides the order of a sum: an image's bits may not depend on
     its company.
@@ -100,12 +103,19 @@ def parameters(kernel: str, device: torch.device, **shape: int) -> dict[str, Any
     chosen = chosen | _overrides.get(kernel, {})
     if _record is not None:
         _record[kernel] = (shape, chosen)
+    if "maxnreg" in chosen and not architecture(device).startswith("sm_"):
+        chosen = {name: value for name, value in chosen.items() if name != "maxnreg"}
     return chosen | {"enable_fp_fusion": True}
 
 
 def default_parameters(kernel: str, **shape: int) -> dict[str, Any]:
     """The committed parameters where the architecture has no row: what ahead-of-time builds compile."""
     return dict(_row(kernel, "default", tuple(sorted(shape.items()))))
+
+
+def options(use: dict[str, Any]) -> dict[str, Any]:
+    """Takes the parameters that are the compiler's out of ``use``, and leaves those of the kernel."""
+    return {name: use.pop(name) for name in ("num_warps", "num_stages", "maxnreg") if name in use}
 
 
 @functools.lru_cache(maxsize=4096)
@@ -150,9 +160,9 @@ def _check_table(path: str, own: Any, committed: Table) -> None:
         for kernel, rows in kernels.items():
             if kernel not in committed["default"]:
                 refuse(f"unknown kernel {kernel!r} under {arch!r}, known are {', '.join(sorted(committed['default']))}")
-            known = set().union(*(row["use"] for row in committed["default"][kernel]))
+            known = set().union(*(row["use"] for row in committed["default"][kernel])) - {"maxnreg"}
             for row in rows:
-                if set(row["use"]) != known:
+                if set(row["use"]) - {"maxnreg"} != known:
                     refuse(f"{kernel} under {arch!r} must set {', '.join(sorted(known))}, got {', '.join(sorted(row['use']))}")
 
 
@@ -181,9 +191,15 @@ def override(kernel: str, **values: Any) -> Iterator[None]:
             _overrides[kernel] = before
 
 
-def refused(error: Exception) -> bool:
-    """Whether Triton raised it for a size that a kernel or the device cannot take."""
-    from triton.compiler.errors import CompilationError
-    from triton.runtime.errors import OutOfResources
+# What Triton raises as a plain RuntimeError: of its compiler, and of a launch that left the device as it was.
+_REFUSALS = ("PassManager::run failed", "too many blocks in cooperative launch", "too many resources requested for launch")
 
-    return isinstance(error, CompilationError | OutOfResources)
+
+def refused(error: Exception) -> bool:
+    """Whether Triton, ptxas or the driver raised it for parameters that a kernel or the device cannot take."""
+    from triton.compiler.errors import CompilationError
+    from triton.runtime.errors import OutOfResources, PTXASError
+
+    if isinstance(error, CompilationError | OutOfResources | PTXASError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _REFUSALS)

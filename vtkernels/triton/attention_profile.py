@@ -18,7 +18,15 @@ from torch import Tensor
 
 from vtkernels.triton._common import finite, row_length
 from vtkernels.triton._gram import fold
-from vtkernels.triton._launch import Build, default_parameters, interpreted, next_power_of_2, parameters, refuse_float64
+from vtkernels.triton._launch import (
+    Build,
+    default_parameters,
+    interpreted,
+    next_power_of_2,
+    options,
+    parameters,
+    refuse_float64,
+)
 
 _HEADS_BLOCK = 128  # tokens of a program that adds up heads
 
@@ -51,7 +59,7 @@ def _logits(
     return tl.where(finite(logits) & (column < length)[None, :], logits, float("-inf"))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("heads", "t", "prefix", "tiles", "lengths_b"))
 def _rows_kernel(
     query, key, lengths,
     statistics,  # [4, B, H, rows] float32: greatest logit and 1 / mass of a row, sums over counted rows and columns
@@ -92,7 +100,7 @@ def _rows_kernel(
         tl.store(at + 3 * plane, counted * inverse, mask=row < length)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("heads", "t", "prefix", "tiles", "lengths_b"))
 def _columns_kernel(
     query, key, lengths,
     statistics,
@@ -137,7 +145,7 @@ def _store_means(received, given, image, images, row, total, length, t, prefix, 
         tl.store(given + at, mean, mask=row < t)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("heads", "t", "prefix", "tiles", "lengths_b"))
 def _heads_kernel(
     sums,  # [2, B, H, rows] float32
     lengths, received, given,
@@ -179,7 +187,7 @@ def _has_finite_norm(x, row, length, d, x_t, x_d, BLOCK_T: tl.constexpr, BLOCK_D
     return finite(fold(square, BLOCK_T, BLOCK_D))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("heads", "t", "prefix", "chunks", "lengths_b"))
 def _totals_kernel(
     query, key, lengths,
     totals,  # [2, B, H, d] float32: of the queries, of the keys
@@ -223,7 +231,7 @@ def _products(
     return result
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("heads", "t", "prefix", "tiles", "lengths_b"))
 def _logit_means_kernel(
     query, key, lengths,
     totals, received, given,
@@ -287,7 +295,7 @@ def attention_profile(
 
 def _blocks(kernel: str, device: torch.device, d: int, size: int) -> dict[str, Any]:
     """Launch parameters, with no more channels at a time than there are; 16 is the least a product takes."""
-    return _no_wider(parameters(kernel, device, bytes=size), d)
+    return _no_wider(parameters(kernel, device, d=d, bytes=size), d)
 
 
 def _no_wider(use: dict[str, Any], d: int) -> dict[str, Any]:
@@ -303,20 +311,16 @@ def _builds() -> list[Build]:
     for d, dtype in ((64, "fp16"), (72, "bf16"), (128, "fp16"), (64, "fp32"), (128, "fp32")):
         inputs = {"query": f"*{dtype}", "key": f"*{dtype}"}
         size = int(dtype[2:]) // 8
-        use = _no_wider(default_parameters("attention_profile", bytes=size), d)
-        launch = {
-            "num_warps": use.pop("num_warps"),
-            "num_stages": use.pop("num_stages"),
-            "divisible": (*strides, "d")[: 6 + (d % 16 == 0)],
-        }
+        use = _no_wider(default_parameters("attention_profile", d=d, bytes=size), d)
+        launch = options(use) | {"divisible": (*strides, "d")[: 6 + (d % 16 == 0)]}
         use |= {"CHUNKS": triton.cdiv(d, use["BLOCK_D"]), "WIDEN": False}
         softmax = {**inputs, **common, "statistics": "*fp32", "scale": "fp32"}
         for what, kernel in (("rows", _rows_kernel), ("columns", _columns_kernel)):
             builds.append(Build(f"attention_profile {what} d={d} {dtype}", kernel, softmax, constants | use, **launch))
     for d, dtype in ((64, "fp16"), (128, "fp32")):
         inputs = {"query": f"*{dtype}", "key": f"*{dtype}"}
-        use = _no_wider(default_parameters("attention_profile_logits", bytes=int(dtype[2:]) // 8), d)
-        launch = {"num_warps": use.pop("num_warps"), "num_stages": use.pop("num_stages"), "divisible": (*strides, "d")}
+        use = _no_wider(default_parameters("attention_profile_logits", d=d, bytes=int(dtype[2:]) // 8), d)
+        launch = options(use) | {"divisible": (*strides, "d")}
         totals = {**inputs, **common, "totals": "*fp32", "chunks": "i32"}
         del totals["tiles"]
         means = {**inputs, **common, "totals": "*fp32", "received": "*fp32", "given": "*fp32", "scale": "fp32"}

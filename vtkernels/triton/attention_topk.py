@@ -13,7 +13,7 @@ from vtkernels.triton.cls_attention import attention_of, launch_heads, launch_lo
 from vtkernels.triton.topk_select import BLOCK_LIMIT, finish, ordered, topk_select, write_chosen
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("lengths_b", "heads", "t", "chunks", "k"))
 def _select_kernel(
     logits, maxima, sums, norms, lengths, scores, out, lengths_b, heads, t, prefix, chunks, k, denominator,
     BLOCK: tl.constexpr, SORT: tl.constexpr, ORDERED: tl.constexpr, HEADS: tl.constexpr, CHUNKS: tl.constexpr,
@@ -70,7 +70,7 @@ def attention_topk(
 
 def _build(label: str, n: int, order: int) -> _launch.Build:
     use = _launch.default_parameters("attention_topk", n=n, h=16)
-    launch = {name: use.pop(name) for name in ("num_warps", "num_stages")}
+    launch = _launch.options(use)
     use |= {"lengths": None, "prefix": 1, "BLOCK": _launch.next_power_of_2(n), "SORT": order == 0, "ORDERED": order}
     signature = dict.fromkeys(("logits", "maxima", "sums", "norms", "scores"), "*fp32") | {"out": "*i64", "denominator": "fp32"}
     signature |= dict.fromkeys(("lengths_b", "heads", "t", "chunks", "k"), "i32")

@@ -33,7 +33,7 @@ def floating(x):
     return x.to(tl.float32) * (1.0 / 1099511627776.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("query_b", "query_h", "query_d", "lengths_b", "heads", "t", "chunks"))
 def logits_kernel(
     query, key, lengths, logits, maxima, sums, scale,
     query_b, query_h, query_d, key_b, key_h, key_t, key_d, lengths_b, heads, t, d, chunks,
@@ -112,7 +112,7 @@ def attention_of(
     return total / denominator
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("heads", "t", "prefix", "chunks"))
 def _heads_kernel(
     logits, maxima, sums, norms, out, heads, t, prefix, chunks, denominator,
     BLOCK_N: tl.constexpr, HEADS: tl.constexpr, CHUNKS: tl.constexpr,
@@ -174,7 +174,7 @@ def cls_attention(
 
 def _logits_build(label: str, dtype: str, d: int) -> _launch.Build:
     use = _launch.default_parameters("cls_attention_logits", t=577, d=d)
-    launch = {name: use.pop(name) for name in ("num_warps", "num_stages")}
+    launch = _launch.options(use)
     strides = ("query_b", "query_h", "query_d", "key_b", "key_h", "key_t", "lengths_b", "heads", "t", "d", "chunks")
     signature = {"query": dtype, "key": dtype, "logits": "*fp32", "maxima": "*fp32", "sums": "*fp32", "scale": "fp32"}
     return _launch.Build(
@@ -182,17 +182,17 @@ def _logits_build(label: str, dtype: str, d: int) -> _launch.Build:
         logits_kernel,
         signature | dict.fromkeys(strides, "i32"),
         {"lengths": None, "key_d": 1, "WIDEN": False, **use},
-        divisible=("query_b", "query_h", "key_b", "key_h", "key_t", "heads", "d"),
+        divisible=("key_b", "key_h", "key_t", "d"),
         **launch,
     )
 
 
 def _heads_build() -> _launch.Build:
     use = _launch.default_parameters("cls_attention_heads", n=576, h=16)
-    launch = {name: use.pop(name) for name in ("num_warps", "num_stages")}
+    launch = _launch.options(use)
     signature = dict.fromkeys(("logits", "maxima", "sums", "norms", "out"), "*fp32") | {"denominator": "fp32"}
-    signature |= dict.fromkeys(("heads", "t", "chunks"), "i32")
-    return _launch.Build("heads", _heads_kernel, signature, {"prefix": 1, **use}, **launch)
+    signature |= dict.fromkeys(("heads", "t", "prefix", "chunks"), "i32")
+    return _launch.Build("heads", _heads_kernel, signature, use, **launch)
 
 
 COMPILE = [

@@ -11,10 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vtkernels.triton._launch import Build, default_parameters, parameters, refuse_float64
+from vtkernels.triton._launch import Build, default_parameters, options, parameters, refuse_float64
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("n", "k", "runs", "indices_b", "indices_k"))
 def _compact_kernel(
     tokens, indices, n, k, channels, runs, tokens_b, tokens_n, tokens_d, indices_b, indices_k,
     BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -45,7 +45,7 @@ def compact_(tokens: Tensor, indices: Tensor) -> None:
 
 
 def _builds() -> list[Build]:
-    sizes = ("n", "k", "channels", "runs", "tokens_b", "tokens_n", "indices_b")
+    sizes = ("n", "k", "channels", "runs", "tokens_b", "tokens_n", "indices_b", "indices_k")
     builds = []
     for channels, dtype in ((1024, "fp16"), (4096, "fp16"), (4096, "fp32")):
         use = default_parameters("compact_", channels=channels)
@@ -54,10 +54,9 @@ def _builds() -> list[Build]:
                 f"compact_ D={channels} {dtype}",
                 _compact_kernel,
                 {"tokens": f"*{dtype}", "indices": "*i64", **dict.fromkeys(sizes, "i32")},
-                {"tokens_d": 1, "indices_k": 1, "BLOCK_K": use["BLOCK_K"], "BLOCK_D": use["BLOCK_D"]},
-                num_warps=use["num_warps"],
-                num_stages=use["num_stages"],
-                divisible=("n", "channels", "tokens_b", "tokens_n"),
+                {"tokens_d": 1, "BLOCK_K": use["BLOCK_K"], "BLOCK_D": use["BLOCK_D"]},
+                **options(use),
+                divisible=("channels", "tokens_b", "tokens_n"),
             )
         )
     return builds

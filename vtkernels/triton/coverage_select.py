@@ -14,7 +14,7 @@ from torch import Tensor
 from vtkernels.triton._common import finite, row_length, widen
 from vtkernels.triton._gram import padded
 from vtkernels.triton._greedy import greedy_builds, select_greedily
-from vtkernels.triton._launch import Build, default_parameters, parameters, refuse_float64
+from vtkernels.triton._launch import Build, default_parameters, options, parameters, refuse_float64
 
 
 @triton.jit
@@ -29,7 +29,7 @@ def _positive_tile(similarity, b, i, j, valid, m, stride_b, stride_m, stride_n):
     return tl.where(finite(x), tl.maximum(x, 0.0), 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("m", "tiles_m", "tiles_n", "lengths_stride"))
 def _greatest_kernel(
     similarity,
     lengths,
@@ -54,7 +54,7 @@ def _greatest_kernel(
     tl.store(greatest + tl.program_id(0), tl.max(tl.max(x, 1), 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("m", "tiles_m", "tiles_n", "lengths_stride"))
 def _fixed_point_kernel(
     similarity,
     lengths,
@@ -138,11 +138,10 @@ def coverage_select(
 
 def _tile_builds() -> list[Build]:
     use = default_parameters("coverage_select")
-    warps, stages = use.pop("num_warps"), use.pop("num_stages")
     sizes = ("m", "n", "tiles_m", "tiles_n", "stride_b", "stride_m", "lengths_stride")
     common = {"similarity": "*fp16", "greatest": "*fp32", **dict.fromkeys(sizes, "i32")}
     fixed = {"fixed": "*i64", "parts": "*i64", "scale": "*fp32", "ld": "i32", "one": "fp32"}
-    launch = {"num_warps": warps, "num_stages": stages}
+    launch = options(use)
     constants = {"lengths": None, "stride_n": 1, **use}
     divisible = ("n", "stride_b", "stride_m")
     return [

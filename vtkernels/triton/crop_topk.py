@@ -17,7 +17,15 @@ from torch import Tensor
 
 from vtkernels.triton._common import INVALID_KEY, finite, row_length
 from vtkernels.triton._gram import fold, products
-from vtkernels.triton._launch import Build, default_parameters, interpreted, next_power_of_2, parameters, refuse_float64
+from vtkernels.triton._launch import (
+    Build,
+    default_parameters,
+    interpreted,
+    next_power_of_2,
+    options,
+    parameters,
+    refuse_float64,
+)
 from vtkernels.triton.topk_select import kth_key
 
 _VARIANTS = {"released": 0, "full": 1, "paper": 2}
@@ -42,7 +50,7 @@ def _inverse_norm(square):
     return tl.where(good, tl.div_rn(one, tl.sqrt_rn(tl.where(good, square, 1.0)) + _EPS), 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("n", "runs", "tiles", "lengths_b"))
 def _variance_kernel(
     features, lengths,
     variance,  # [B, n] float32
@@ -77,7 +85,7 @@ def _variance_kernel(
 @triton.jit
 def _mass(attention, stride, token, inside):
     """Attention, 0 where negative or outside; and where it is finite."""
-    a = tl.load(attention + token.to(tl.int64) * stride, mask=inside, other=0.0).to(tl.float32)
+    a = tl.load(attention + token.to(tl.int64) * stride, mask=inside, other=0.0)
     return tl.where(finite(a) & (a > 0), a, 0.0), finite(a)
 
 
@@ -118,9 +126,14 @@ def _redistribute(quota, weight, size, k, BLOCK: tl.constexpr):
     return quota
 
 
-@triton.jit
+# A run starts anywhere, so no load gains by what is known of strides or alignment: one kernel for them all.
+@triton.jit(
+    do_not_specialize=("n", "k", "runs", "attention_b", "attention_n", "lengths_b"),
+    do_not_specialize_on_alignment=("attention", "lengths"),
+)
 def _choose_kernel(
-    attention, variance, lengths,
+    attention,  # float32
+    variance, lengths,
     keys,  # [B, n] what tokens are ranked by in their runs: float32, float64 for ``paper``
     indices,  # [B, k] int64
     n, k, runs, beta, attention_b, attention_n, lengths_b,
@@ -232,17 +245,21 @@ def crop_topk(
         _variance_kernel[(b * runs * tiles,)](
             features, lengths, variance, n, features.shape[2], runs, tiles, *features.stride(), lengths_b, WIDEN=widen, **use
         )
-    use = _tiles(parameters("crop_topk", attention.device, runs=runs), n, runs)
+    use = _tiles(parameters("crop_topk", attention.device, runs=runs), runs)
+    attention = attention.float()  # as it nearly always is; not worth a kernel for each other type
     keys = attention.new_empty((b, n), dtype=torch.float64 if variant == "paper" else torch.float32)
     arguments = (attention, variance, lengths, keys, indices, n, k, runs, float(beta), *attention.stride(), lengths_b)
     _choose_kernel[(b,)](*arguments, VARIANT=_VARIANTS[variant], SORT=sort, **use)
     return indices
 
 
-def _tiles(use: dict[str, Any], n: int, runs: int) -> dict[str, Any]:
-    """Blocks of the second kernel: a row for every run, of as many tokens as make up ``TILE`` together."""
-    block = next_power_of_2(runs)
-    return use | {"BLOCK_C": block, "BLOCK_M": min(next_power_of_2(triton.cdiv(n, runs)), max(1, use.pop("TILE") // block))}
+def _tiles(use: dict[str, Any], runs: int) -> dict[str, Any]:
+    """Blocks of the second kernel: a row for every run, of as many tokens as make up ``TILE`` together.
+
+    Rows go by powers of four, for the number of runs varies with k, and each number of rows is compiled by itself.
+    """
+    rows = next(rows for rows in (1, 4, 16, 64, 256, 1024, next_power_of_2(runs)) if rows >= runs)
+    return use | {"BLOCK_C": rows, "BLOCK_M": max(1, use.pop("TILE") // rows)}
 
 
 def _builds() -> list[Build]:
@@ -259,47 +276,46 @@ def _builds() -> list[Build]:
                     **dict.fromkeys(("n", "channels", "runs", "tiles", "stride_b", "stride_n", "lengths_b"), "i32"),
                 },
                 {"lengths": None, "stride_d": 1, "BLOCK": use["BLOCK"], "BLOCK_D": use["BLOCK_D"], "WIDEN": False},
-                num_warps=use["num_warps"],
-                num_stages=use["num_stages"],
+                **options(use),
                 divisible=("channels", "stride_b", "stride_n"),
             )
         )
-    for n, runs, variant, spread, sort in (
-        (576, 16, "released", True, False),
-        (576, 16, "full", False, True),
-        (576, 16, "full", True, True),
-        (576, 5, "full", True, True),
-        (576, 16, "paper", True, True),
-        (2880, 16, "full", True, True),
-        (2880, 16, "paper", True, False),
-        (2880, 1, "full", True, True),
-        (2880, 1024, "full", True, True),
+    for runs, variant, spread, sort in (
+        (16, "released", True, False),
+        (16, "full", False, True),
+        (16, "full", True, True),
+        (16, "paper", True, True),
+        (16, "paper", True, False),
+        (1, "full", True, True),
+        (4, "full", True, True),
+        (64, "full", True, True),
+        (256, "full", True, True),
+        (1024, "full", True, True),
     ):
-        use = _tiles(default_parameters("crop_topk", runs=runs), n, runs)
-        warps, stages = use.pop("num_warps"), use.pop("num_stages")
+        use = _tiles(default_parameters("crop_topk", runs=runs), runs)
+        launch = options(use)
         builds.append(
             Build(
-                f"crop_topk choice N={n} crops={runs} {variant}{'' if spread else ' without features'}",
+                f"crop_topk choice crops={runs} {variant}"
+                + " without features" * (not spread)
+                + " in order of choice" * (not sort),
                 _choose_kernel,
                 {
                     "attention": "*fp32",
                     **({"variance": "*fp32"} if spread else {}),
                     "keys": "*fp64" if variant == "paper" else "*fp32",
                     "indices": "*i64",
-                    **dict.fromkeys(("n", "k", "runs", "attention_b", "lengths_b"), "i32"),
+                    **dict.fromkeys(("n", "k", "runs", "attention_b", "attention_n", "lengths_b"), "i32"),
                     "beta": "fp32",
                 },
                 {
                     "lengths": None,
                     **({} if spread else {"variance": None}),
-                    "attention_n": 1,
                     "VARIANT": _VARIANTS[variant],
                     "SORT": sort,
                     **use,
                 },
-                num_warps=warps,
-                num_stages=stages,
-                divisible=("n",),
+                **launch,
             )
         )
     return builds

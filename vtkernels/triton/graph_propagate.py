@@ -18,13 +18,21 @@ from torch import Tensor
 
 from vtkernels.triton._common import row_length
 from vtkernels.triton._gram import cosine, direction, fold, mirror_diagonal, padded, products, scattered, tile_builds, triangle
-from vtkernels.triton._launch import Build, default_parameters, interpreted, multiprocessors, parameters, refuse_float64
+from vtkernels.triton._launch import (
+    Build,
+    default_parameters,
+    interpreted,
+    multiprocessors,
+    options,
+    parameters,
+    refuse_float64,
+)
 
 _SMALLEST = 2.0**-126  # of the normal float32 numbers
 _SMALLEST_EDGE = tl.constexpr(_SMALLEST)  # an edge whose weight underflows is still an edge
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("n", "tiles", "lengths_stride"))
 def _products_kernel(
     features,
     lengths,
@@ -68,7 +76,7 @@ def _wait_for_all(arrived, target):
     tl.debug_barrier()
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("group", "iterations"))
 def _propagate_kernel(
     matrix,  # [B, n, ld] float32: products, replaced by the weights of the edges
     square,  # [B, n] float32: squared norms
@@ -213,15 +221,14 @@ def _propagate_builds() -> list[Build]:
     pointers = {"matrix": "*fp32", "square": "*fp32", "total": "*fp32", "share": "*fp32", "arrived": "*i32", "scores": "*fp32"}
     numbers = dict.fromkeys(("n", "ld", "group", "iterations"), "i32") | dict.fromkeys(("threshold", "per_temperature"), "fp32")
     use = default_parameters("graph_propagate", n=576)
-    warps, stages = use.pop("num_warps"), use.pop("num_stages")
+    launch = options(use)
     return [
         Build(
             f"graph_propagate iterations {'together' if together else 'alone'}",
             _propagate_kernel,
             {**pointers, "degree": "*i32", **numbers},
             {"TOGETHER": together, **use},
-            num_warps=warps,
-            num_stages=stages,
+            **launch,
             divisible=("n", "ld"),
         )
         for together in (True, False)

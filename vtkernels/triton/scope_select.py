@@ -18,7 +18,7 @@ BITS = 26
 _ONE = tl.constexpr(float(2**BITS))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("n", "tiles", "lengths_stride"))
 def _similarity_kernel(
     features,
     lengths,

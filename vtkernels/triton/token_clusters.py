@@ -20,7 +20,15 @@ from torch import Tensor
 
 from vtkernels.triton._common import row_length
 from vtkernels.triton._gram import cosine, direction, mirror_diagonal, products, triangle
-from vtkernels.triton._launch import Build, default_parameters, interpreted, next_power_of_2, parameters, refuse_float64
+from vtkernels.triton._launch import (
+    Build,
+    default_parameters,
+    interpreted,
+    next_power_of_2,
+    options,
+    parameters,
+    refuse_float64,
+)
 
 _SMALLEST = torch.finfo(torch.float32).tiny  # what is above 0 in float64 stays above 0 in float32
 _NOBODY = tl.constexpr(0x7FFFFFFF)
@@ -33,7 +41,7 @@ def _words(edge, BLOCK: tl.constexpr):
     return tl.sum(tl.where(tl.reshape(edge, [BLOCK, BLOCK // 32, 32]), bit, 0), 2)  # no bit twice: the sum is their union
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("words", "tiles", "lengths_stride"))
 def _edges_kernel(
     features,
     lengths,
@@ -89,7 +97,7 @@ def _lowest_bit(word):
     return ((word & -word).to(tl.uint32, bitcast=True).to(tl.float32).to(tl.int32, bitcast=True) >> 23) - 127
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("words", "lengths_stride"))
 def _components_kernel(
     edges,
     members,
@@ -201,12 +209,11 @@ def _builds() -> list[Build]:
                     "threshold": "fp32",
                 },
                 {"lengths": None, "stride_d": 1, "BLOCK": use["BLOCK"], "BLOCK_D": use["BLOCK_D"], "WIDEN": False},
-                num_warps=use["num_warps"],
-                num_stages=use["num_stages"],
+                **options(use),
                 divisible=("n", "channels", "stride_b", "stride_n"),
             )
         )
-    for n in (576, 2880, 4096):
+    for n in (576, 2880):
         use = default_parameters("token_clusters_components", n=n)
         builds.append(
             Build(
@@ -220,8 +227,7 @@ def _builds() -> list[Build]:
                     **dict.fromkeys(("n", "words", "lengths_stride"), "i32"),
                 },
                 {"lengths": None, "BLOCK_N": next_power_of_2(n), "BLOCK_W": use["BLOCK_W"]},
-                num_warps=use["num_warps"],
-                num_stages=use["num_stages"],
+                **options(use),
                 divisible=("n",),
             )
         )

@@ -94,7 +94,7 @@ def order_chosen(out, stride, want, k, ORDERED: tl.constexpr):
     tl.store(out + slot * stride, tl.full((ORDERED,), -1, tl.int64), mask=(slot >= want) & (slot < k))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("out_b", "lengths_b", "k"))
 def _row_kernel(
     scores, out, lengths, scores_b, scores_n, out_b, lengths_b, n, k,
     BLOCK: tl.constexpr, SORT: tl.constexpr, ORDERED: tl.constexpr,
@@ -114,7 +114,7 @@ def _load_keys(scores, stride, index, length):
     return tl.where(index < length, order_key(widen(x)), INVALID_KEY)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("out_b", "lengths_b", "k"))
 def _chunks_kernel(
     scores, out, lengths, scores_b, scores_n, out_b, lengths_b, n, k,
     CHUNK: tl.constexpr, SORT: tl.constexpr, ORDERED: tl.constexpr,
@@ -211,7 +211,7 @@ def _signature(dtype: str) -> dict[str, str]:
 def _build(label: str, dtype: str, n: int, order: int) -> _launch.Build:
     chunks = n > BLOCK_LIMIT
     use = _launch.default_parameters("topk_select_chunks" if chunks else "topk_select", n=n)
-    launch = {name: use.pop(name) for name in ("num_warps", "num_stages")}
+    launch = _launch.options(use)
     use |= {"lengths": None, "SORT": order == 0, "ORDERED": order}
     if not chunks:
         use["BLOCK"] = _launch.next_power_of_2(n)
