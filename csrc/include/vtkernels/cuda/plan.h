@@ -12,7 +12,14 @@ struct Gpu {
   int arch;  // ten times the compute capability: 80, 90, 100
   int multiprocessors;
   int64_t shared_per_block;  // bytes a block can have
+  int clusters[3] = {};      // of 2, 4 and 8 blocks, that run at the same time with all of that; 0: not known
 };
+
+VTKERNELS_INLINE constexpr int64_t clusters_at_once(const Gpu& gpu, int blocks) {
+  const int known = blocks == 2 ? gpu.clusters[0] : blocks == 4 ? gpu.clusters[1] : blocks == 8 ? gpu.clusters[2] : 0;
+  const int all = known > 0 ? known : gpu.multiprocessors / blocks;
+  return all > 0 ? all : 1;
+}
 
 struct Shape {
   int64_t blocks_x = 1;
