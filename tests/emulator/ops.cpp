@@ -165,6 +165,7 @@ PYBIND11_MODULE(_emulator, m) {
         return cuda::Gpu{arch, multiprocessors, shared, {clusters[0], clusters[1], clusters[2]}};
       }),
       py::arg("arch"), py::arg("multiprocessors"), py::arg("shared_per_block"), py::arg("clusters") = std::array<int, 3>{});
+  m.def("exchanges", [] { return emulator::exchanges(); }, "How often the blocks of clusters have exchanged letters so far.");
   m.def("attention_topk", &attention_topk);
   m.def("cls_attention", &cls_attention);
   m.def("compact_", &compact_);
