@@ -13,6 +13,7 @@ import torch
 from cases import Draw, assert_same, example, replace, run
 from emulated import CHOSEN, GPUS, LAUNCHES, emulated
 from emulator import build
+from golden import scope_case
 from oracles import check_selection, coverage_problems, scope_problems
 
 import vtkernels as vt
@@ -126,6 +127,91 @@ def test_every_op_of_the_library_with_a_cuda_source_is_emulated():
     assert sources == set(LAUNCHES) <= set(SCHEMAS)
 
 
+# ------------------------------------------------------------------------------------------------ the rounds of the greedy loop
+
+
+def exchanges(call) -> int:
+    before = build.ops().exchanges()
+    call()
+    return build.ops().exchanges() - before
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize(
+    ("name", "rounds"), [("scope_c576_d64_k64_alpha2", 10), ("scope_c576_d64_k64_noattn", 17), ("scope_g576_d64_k64", 14)]
+)
+def test_choices_in_an_exchange_on_published_inputs(name, rounds):
+    """64 choices of 576 tokens: the blocks of a cluster wait for each other as often as there are rounds."""
+    case = scope_case(name)
+    with emulated(*REAL["sm_90"]):
+        picks = []
+
+        def call():
+            picks.append(vt.scope_select(case.features, case.saliency, case.k, alpha=case.alpha, sort=False))
+
+        assert exchanges(call) == rounds
+    assert picks[0][0, : case.safe[0]].tolist() == case.picks[0, : case.safe[0]].tolist()
+
+
+def in_integers(similarity, weight, k, *, add=False):
+    """The greedy loop by its definition, exact in float64 for small integers."""
+    picks, gains = [], []
+    covered = torch.zeros(similarity.shape[0], dtype=torch.float64)
+    left = torch.ones(similarity.shape[1], dtype=torch.bool)
+    for _ in range(k):
+        gain = (similarity.double() - covered[:, None]).clamp(min=0).sum(0)
+        score = gain + weight.double() if add else gain * weight.double()
+        best = int(score.masked_fill(~left, -1).argmax())  # the first of equal ones
+        picks.append(best)
+        gains.append(float(score[best]))
+        covered = torch.maximum(covered, similarity[:, best].double())
+        left[best] = False
+    return picks, gains
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("combine", ["multiply", "add"])
+@pytest.mark.parametrize("name", EVERY)
+def test_ties_go_to_the_lowest_index_in_the_pool_and_outside(name, combine):
+    """Few values: in every round many candidates tie, some of them in the pool and some not."""
+    draw = Draw(11)
+    similarity, weight = draw.integers(0, 3, 70, 90).float(), draw.integers(1, 3, 90).float() / 2
+    with emulated(*EVERY[name]):
+        indices, gains = vt.coverage_select(similarity[None], weight[None], 60, combine=combine, sort=False)
+    want = in_integers(similarity, weight, 60, add=combine == "add")
+    assert (indices[0].tolist(), gains[0].tolist()) == want
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("n", [1, 3, 17, 100])
+@pytest.mark.parametrize("name", EVERY)
+def test_a_round_takes_the_whole_pool_where_scores_do_not_fall(name, n):
+    """Tokens that have nothing in common: every choice is the lowest index left, and a round ends when its pool is used up."""
+    with emulated(*EVERY[name]):
+        made = exchanges(lambda: check_whole(n))
+    assert made <= -(-n // 4)
+
+
+def check_whole(n):
+    indices, gains = vt.coverage_select(torch.eye(n)[None], None, n, sort=False)
+    assert indices[0].tolist() == list(range(n))
+    assert gains[0].tolist() == [1.0] * n
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("name", EVERY)
+def test_score_that_becomes_a_number_when_its_gain_falls(name):
+    """Infinity times 0 is NaN, which ranks last, and 0 is not: the only score that can rise, here while its round goes on."""
+    similarity, weight = torch.zeros(1, 4, 24), torch.ones(1, 24)
+    similarity[0, :, 3] = 3e38  # their sum is no float32, but one of them is
+    similarity[0, :3, 9] = 3e38
+    weight[0, 3] = 0
+    with emulated(*EVERY[name]):
+        indices, gains = vt.coverage_select(similarity, weight, 24, sort=False)
+    assert indices[0].tolist() == [9, *(i for i in range(24) if i != 9)]
+    assert gains[0].tolist() == [float("inf")] + 23 * [0.0]
+
+
 # ------------------------------------------------------------------------------------------------ the emulator itself
 
 
@@ -142,7 +228,7 @@ def verdict(kernel: str) -> str:
     return message.value.decode()
 
 
-RIGHT = ("barrier", "barrier of the warp", "barrier of the cluster", "atomics", "copies", "shuffles and votes")
+RIGHT = ("barrier", "barrier of the warp", "barrier of the cluster", "atomics", "copies", "shuffles and votes", "letters")
 READ, WRITE = "wrote without a barrier in between", "reads without a barrier in between"
 WRONG = {
     "no barrier": READ,
@@ -152,6 +238,11 @@ WRONG = {
     "write under a reader, read last by the writer": WRITE,
     "two writers": "writes what thread 0 wrote without a barrier",
     "read among atomics": WRITE,
+    "letter that was not received": "touches a letter before it came",
+    "letters that take no turns": "sends a letter over one that may not have been read",
+    "sent before the block has read": "sends a letter over one that may not have been read",
+    "more letters than expected": "32 bytes of letters where 16 were expected",
+    "letter that nobody sends": "128 threads wait at a barrier that the others never reach",
     "half of the block at a barrier": "32 threads wait at a barrier that the others never reach",
     "half of the warp at a shuffle": "32 threads wait at a barrier",
     "one block at the barrier of the cluster": "64 threads wait at a barrier",

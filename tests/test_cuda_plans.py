@@ -78,9 +78,24 @@ def test_one_image_of_llava_stays_in_the_shared_memory_of_a_cluster(arch, k, ele
     assert (greedy["blocks"], greedy["cluster"]) == (8, 8)
 
 
-def test_a_batch_of_images_has_a_cluster_each():
-    greedy = plan("scope_select", images=64)["launches"][-1]
-    assert greedy["blocks"] == 64 * greedy["cluster"]
+@pytest.mark.parametrize("images", [1, 5, 15, 16, 30, 31, 64, 66, 67, 128, 132])
+def test_images_of_a_batch_run_at_the_same_time(images):
+    """Fewer blocks an image, down to one, as long as there are multiprocessors for all images at once."""
+    greedy = plan("scope_select", images=images)["launches"][-1]
+    assert greedy["blocks"] == images * greedy["cluster"]
+    assert images <= {8: 15, 4: 30, 2: 66, 1: 132}[greedy["cluster"]]
+
+
+def test_clusters_that_fit_decide_how_many_blocks_an_image_has():
+    def chosen(*clusters):
+        got = plan("scope_select", images=60, clusters=clusters)
+        return got["path"], got["launches"][-1]["cluster"]
+
+    assert chosen(66, 30, 15) == ("streamed", 2)
+    assert chosen(66, 30, 60) == ("resident", 8)
+    assert chosen(66, 60, 15) == ("streamed", 4)
+    assert chosen(20, 10, 5) == ("streamed", 1)
+    assert chosen(0, 0, 0) == ("streamed", 2)  # not known: as many as fill the multiprocessors
 
 
 @pytest.mark.parametrize("arch", [80, 86, 89])

@@ -1,19 +1,36 @@
-// The current device, as the launch planner sees it.
+// A device, as the launch planner sees it.
+#include <map>
+#include <mutex>
+
 #include "vtkernels/cuda.h"
 #include "vtkernels/cuda/stream.cuh"
 
 namespace vtkernels::cuda {
+namespace {
 
-Gpu gpu() {
-  int device = 0;
-  check(cudaGetDevice(&device), "current device");
+Gpu ask(int device) {
   const auto attribute = [&](cudaDeviceAttr what) {
     int value = 0;
     check(cudaDeviceGetAttribute(&value, what, device), "device attribute");
     return value;
   };
-  return {10 * attribute(cudaDevAttrComputeCapabilityMajor) + attribute(cudaDevAttrComputeCapabilityMinor),
-          attribute(cudaDevAttrMultiProcessorCount), attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)};
+  Gpu gpu{10 * attribute(cudaDevAttrComputeCapabilityMajor) + attribute(cudaDevAttrComputeCapabilityMinor),
+          attribute(cudaDevAttrMultiProcessorCount),
+          attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin),
+          {}};
+  if (gpu.arch < 90) return gpu;
+  for (int i = 0; i < 3; ++i) gpu.clusters[i] = greedy_clusters(2 << i, gpu.shared_per_block);
+  return gpu;
+}
+
+}  // namespace
+
+Gpu gpu(int device) {
+  static std::mutex mutex;
+  static std::map<int, Gpu> known;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = known.find(device);
+  return found != known.end() ? found->second : known.emplace(device, ask(device)).first->second;
 }
 
 }  // namespace vtkernels::cuda

@@ -17,7 +17,8 @@ std::tuple<Tensor, Tensor> attention_topk(Tensor query, Tensor key, int64_t k, s
   if (key.is_cuda()) {
     check_gpu_floats("attention_topk", "key", key);
     const OnGpu gpu(key);
-    const cuda::Plan plan = cuda::plan_attention(cuda::gpu(), b, key.size(1), key.size(2), key.size(3), prefix, k, sort);
+    const cuda::Plan plan =
+        cuda::plan_attention(cuda::gpu(gpu.device()), b, key.size(1), key.size(2), key.size(3), prefix, k, sort);
     const Workspace workspace(key, plan.workspace);
     cuda::attention_topk(plan, array<3>(query), array<4>(key), lengths(valid),
                          {attention_options(key, scale, prefix).scale, prefix, Reduce::mean}, k, sort, output<int64_t>(indices),

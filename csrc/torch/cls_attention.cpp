@@ -17,7 +17,7 @@ void run(const Tensor& query, const Tensor& key, std::optional<double> scale, in
     check_gpu_floats("cls_attention", "key", key);
     const OnGpu gpu(key);
     const cuda::Plan plan =
-        cuda::plan_attention(cuda::gpu(), key.size(0), key.size(1), key.size(2), key.size(3), prefix, -1, true);
+        cuda::plan_attention(cuda::gpu(gpu.device()), key.size(0), key.size(1), key.size(2), key.size(3), prefix, -1, true);
     const Workspace workspace(key, plan.workspace);
     const cpu::AttentionOptions options = attention_options(key, scale, prefix);
     cuda::cls_attention(plan, array<3>(query), array<4>(key), lengths(valid),

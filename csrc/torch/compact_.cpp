@@ -17,8 +17,8 @@ void compact_(Tensor tokens, Tensor indices) {
     const int64_t d = tokens.size(2);
     const OnGpu gpu(tokens);
     const bool sixteens = cuda::in_sixteens(to.data, to.element, to.stride, d);
-    cuda::compact_(cuda::plan_compact_(cuda::gpu(), b, d, to.element, sixteens), to.data, to.element, to.stride, b, k, d,
-                   index_rows(indices), gpu.stream());
+    cuda::compact_(cuda::plan_compact_(cuda::gpu(gpu.device()), b, d, to.element, sixteens), to.data, to.element, to.stride, b,
+                   k, d, index_rows(indices), gpu.stream());
     return;
   }
 #endif

@@ -21,7 +21,7 @@ std::tuple<Tensor, Tensor> coverage_select(Tensor similarity, std::optional<Tens
   if (similarity.is_cuda()) {
     check_gpu_floats(op, "similarity", similarity);
     const OnGpu gpu(similarity);
-    const cuda::GreedyPlan plan = cuda::plan_coverage_select(cuda::gpu(), b, m, n);
+    const cuda::GreedyPlan plan = cuda::plan_coverage_select(cuda::gpu(gpu.device()), b, m, n);
     const Workspace workspace(similarity, plan.workspace);
     cuda::coverage_select(plan, array<3>(similarity), array<2>(weight), lengths(valid), k, combine(how), sort,
                           output<int64_t>(indices), output<float>(gains), workspace.data(), gpu.stream());

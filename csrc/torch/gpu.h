@@ -13,7 +13,9 @@ namespace vtkernels::torch_ops {
 // Makes the tensor's device current for as long as it lives.
 class OnGpu {
  public:
-  explicit OnGpu(const Tensor& x) : guard_(x.get_device_index()), stream_(current_stream(x.get_device_index())) {}
+  explicit OnGpu(const Tensor& x)
+      : device_(x.get_device_index()), guard_(x.get_device_index()), stream_(current_stream(x.get_device_index())) {}
+  int device() const { return device_; }
   void* stream() const { return stream_; }
 
  private:
@@ -31,6 +33,7 @@ class OnGpu {
     return stream;
   }
 
+  int device_;
   torch::stable::accelerator::DeviceGuard guard_;
   void* stream_;
 };

@@ -23,7 +23,7 @@ std::tuple<Tensor, Tensor> graph_propagate(Tensor features, double threshold, do
   if (features.is_cuda()) {
     check_gpu_floats(op, "features", features);
     const OnGpu gpu(features);
-    const cuda::Plan plan = cuda::plan_graph_propagate(cuda::gpu(), b, n);
+    const cuda::Plan plan = cuda::plan_graph_propagate(cuda::gpu(gpu.device()), b, n);
     const Workspace workspace(features, plan.workspace);
     // what is above 0 in float64 stays above 0 in float32
     const auto narrow = [](double x) { return std::max(static_cast<float>(x), std::numeric_limits<float>::min()); };

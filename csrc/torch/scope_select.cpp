@@ -22,7 +22,7 @@ void run(const Tensor& features, const std::optional<Tensor>& saliency, int64_t 
   if (features.is_cuda()) {
     check_gpu_floats("scope_select", "features", features);
     const OnGpu gpu(features);
-    const cuda::GreedyPlan plan = cuda::plan_scope_select(cuda::gpu(), features.size(0), features.size(1));
+    const cuda::GreedyPlan plan = cuda::plan_scope_select(cuda::gpu(gpu.device()), features.size(0), features.size(1));
     const Workspace workspace(features, plan.workspace);
     cuda::scope_select(plan, array<3>(features), array<2>(saliency), lengths(valid), k, {alpha, combine(how), sort},
                        output<int64_t>(out), workspace.data(), gpu.stream());

@@ -15,7 +15,7 @@ void run(const Tensor& scores, int64_t k, const std::optional<Tensor>& valid, bo
   if (scores.is_cuda()) {
     check_gpu_floats("topk_select", "scores", scores);
     const OnGpu gpu(scores);
-    const cuda::Plan plan = cuda::plan_topk_select(cuda::gpu(), scores.size(0), scores.size(1), k, sort);
+    const cuda::Plan plan = cuda::plan_topk_select(cuda::gpu(gpu.device()), scores.size(0), scores.size(1), k, sort);
     const Workspace workspace(scores, plan.workspace);
     cuda::topk_select(plan, array<2>(scores), lengths(valid), k, sort, output<int64_t>(out), workspace.data(), gpu.stream());
     return;

@@ -41,9 +41,16 @@ struct Touch {
   int64_t box = 0, round = 0;  // of a letter
 };
 
+// Rounds of letters so far, counted once for the blocks of a cluster.
+inline int64_t& exchanges() {
+  static int64_t count = 0;
+  return count;
+}
+
 // Counts the bytes of the letters of a round.
 struct Mailbox {
-  bool told = false;  // how much is expected
+  bool counts = false;  // of the first block
+  bool told = false;    // how much is expected
   int64_t expected = 0, come = 0, rounds = 0;
   std::vector<int64_t> known, coming;  // the barriers of every block that the senders knew of: of the last round, of this one
   std::vector<int> waiting;
@@ -199,7 +206,8 @@ class Machine {
   // A letter that overwrites what its sender cannot know to have been read is an error, and so is to read one before receive().
   void open_mailbox(Shared<uint64_t> box);
   void expect(Shared<uint64_t> box, int bytes);
-  void send(Shared<uint64_t> at, int rank, uint64_t x, Shared<uint64_t> box);
+  template <class T>
+  void send(Shared<T> at, int rank, const T& x, Shared<uint64_t> box);
   void receive(Shared<uint64_t> box, int parity);
   bool has_received(int64_t box, int64_t round) const { return received_.count(box) != 0 && received_.at(box) > round; }
   template <class T>
@@ -400,7 +408,7 @@ inline void Machine::arrive(int before) {
 
 inline void Machine::open_mailbox(Shared<uint64_t> box) {
   const std::vector<int64_t> nothing(group_->cluster);
-  block().boxes[box.place()] = {false, 0, 0, 0, nothing, nothing, {}};
+  block().boxes[box.place()] = {block().rank == 0, false, 0, 0, 0, nothing, nothing, {}};
 }
 
 inline void Machine::count(Mailbox& box) {
@@ -411,6 +419,7 @@ inline void Machine::count(Mailbox& box) {
   box.told = false;
   box.come = 0;
   ++box.rounds;
+  exchanges() += box.counts;
   group_->wake(box.waiting);
 }
 
@@ -422,7 +431,9 @@ inline void Machine::expect(Shared<uint64_t> at, int bytes) {
   count(box);
 }
 
-inline void Machine::send(Shared<uint64_t> at, int rank, uint64_t x, Shared<uint64_t> to) {
+template <class T>
+void Machine::send(Shared<T> at, int rank, const T& x, Shared<uint64_t> to) {
+  static_assert(sizeof(T) == 16);
   known_[block().rank] = block().barrier.passed;
   Block& other = of_cluster(rank);
   Mailbox& box = mailbox(other, to.place());

@@ -42,6 +42,36 @@ auto numbered(Machine& m) {
   return s;
 }
 
+struct alignas(16) Letter {
+  int64_t round, from;
+};
+
+// Two blocks that write to each other in every round: `turns` sets of slots, and `told` letters that a block expects.
+struct Post {
+  Machine& m;
+  int turns;
+  emulator::Shared<Letter> slots;
+  emulator::Shared<uint64_t> boxes;
+
+  Post(Machine& machine, int turns)
+      : m(machine), turns(turns), slots(m.shared<Letter>(0)), boxes(m.shared<uint64_t>(kShared / 2)) {
+    if (m.thread() < turns) m.open_mailbox(boxes + m.thread());
+    m.sync_cluster();
+  }
+  int turn(int round) const { return round % turns; }
+  void send(int round, int told = 2) {
+    if (m.thread() == 0) m.expect(boxes + turn(round), told * static_cast<int>(sizeof(Letter)));
+    write(round);
+  }
+  void write(int round) {
+    for (int rank = 0; rank < 2 && m.thread() == 0; ++rank) {
+      m.send(slots + (2 * turn(round) + m.cluster_rank()), rank, Letter{round, m.cluster_rank()}, boxes + turn(round));
+    }
+  }
+  void receive(int round) { m.receive(boxes + turn(round), round / turns % 2); }
+  Letter from(int round, int rank) const { return slots[2 * turn(round) + rank]; }
+};
+
 const std::map<std::string, std::function<void()>> kKernels{
     // what is right
     {"barrier", kernel([](Machine& m) {
@@ -86,6 +116,21 @@ const std::map<std::string, std::function<void()>> kKernels{
        expect(m.reduce_min(static_cast<uint32_t>(100 - m.lane())) == 69);
      })},
 
+    {"letters", kernel(
+                    [](Machine& m) {
+                      Post post(m, 2);
+                      for (int round = 0; round < 5; ++round) {
+                        post.send(round);
+                        post.receive(round);
+                        for (int rank = 0; rank < 2; ++rank) {
+                          const Letter letter = post.from(round, rank);
+                          expect(letter.round == round && letter.from == rank);
+                        }
+                        m.sync();
+                      }
+                    },
+                    2)},
+
     // races
     {"no barrier", kernel([](Machine& m) {
        auto s = numbered(m);
@@ -128,6 +173,53 @@ const std::map<std::string, std::function<void()>> kKernels{
        m.add_shared<int>(s, 2);
        expect(s[0] >= 2);
      })},
+
+    // letters
+    {"letter that was not received", kernel(
+                                         [](Machine& m) {
+                                           Post post(m, 2);
+                                           post.send(0);
+                                           m.sync_cluster();
+                                           expect(post.from(0, 1 - m.cluster_rank()).round == 0);
+                                         },
+                                         2)},
+    {"letters that take no turns", kernel(
+                                       [](Machine& m) {
+                                         Post post(m, 1);
+                                         for (int round = 0; round < 2; ++round) {
+                                           post.send(round);
+                                           post.receive(round);
+                                           expect(post.from(round, 1 - m.cluster_rank()).round == round);
+                                           m.sync();
+                                         }
+                                       },
+                                       2)},
+    {"sent before the block has read", kernel(
+                                           [](Machine& m) {
+                                             Post post(m, 2);
+                                             for (int round = 0; round < 3; ++round) {
+                                               post.send(round);
+                                               post.receive(round);
+                                               expect(post.from(round, 1 - m.cluster_rank()).round == round);
+                                             }
+                                           },
+                                           2)},
+    {"more letters than expected", kernel(
+                                       [](Machine& m) {
+                                         Post post(m, 2);
+                                         post.write(0);
+                                         m.sync_cluster();
+                                         if (m.thread() == 0) m.expect(post.boxes, sizeof(Letter));
+                                         post.receive(0);
+                                       },
+                                       2)},
+    {"letter that nobody sends", kernel(
+                                     [](Machine& m) {
+                                       Post post(m, 2);
+                                       post.send(0, 3);
+                                       post.receive(0);
+                                     },
+                                     2)},
 
     // barriers
     {"half of the block at a barrier", kernel([](Machine& m) {

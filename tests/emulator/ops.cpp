@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <array>
 #include <string>
 #include <vector>
 
@@ -159,8 +160,12 @@ std::string coverage_select(const cuda::Gpu& gpu, const py::object& similarity, 
 }  // namespace
 
 PYBIND11_MODULE(_emulator, m) {
-  py::class_<cuda::Gpu>(m, "Gpu").def(py::init<int, int, int64_t>(), py::arg("arch"), py::arg("multiprocessors"),
-                                      py::arg("shared_per_block"));
+  py::class_<cuda::Gpu>(m, "Gpu").def(
+      py::init([](int arch, int multiprocessors, int64_t shared, const std::array<int, 3>& clusters) {
+        return cuda::Gpu{arch, multiprocessors, shared, {clusters[0], clusters[1], clusters[2]}};
+      }),
+      py::arg("arch"), py::arg("multiprocessors"), py::arg("shared_per_block"), py::arg("clusters") = std::array<int, 3>{});
+  m.def("exchanges", [] { return emulator::exchanges(); }, "How often the blocks of clusters have exchanged letters so far.");
   m.def("attention_topk", &attention_topk);
   m.def("cls_attention", &cls_attention);
   m.def("compact_", &compact_);

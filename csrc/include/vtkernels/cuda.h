@@ -7,8 +7,12 @@
 
 namespace vtkernels::cuda {
 
-// The GPU of the current device.
-Gpu gpu();
+// A GPU by torch's index, asked once. It is the current device.
+Gpu gpu(int device);
+
+// How many clusters of so many blocks of the greedy loop run at the same time on the current device, with all of a block's
+// shared memory.
+int greedy_clusters(int blocks, int64_t shared);
 
 struct AttentionOptions {
   float scale;

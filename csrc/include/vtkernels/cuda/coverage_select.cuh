@@ -117,8 +117,7 @@ void coverage_select(const Stream& stream, const GreedyPlan& plan, const Array<3
   GreedyArguments<int64_t> arguments{};
   arguments.similarity = fixed;
   arguments.image_stride = items * stride;
-  arguments.row_stride = arguments.item_stride = stride;
-  arguments.candidate_stride = 1;
+  arguments.row_stride = stride;
   arguments.scale = scale;
   arguments.unit = 1.0f / static_cast<float>(int64_t{1} << bits);
   arguments.weight = weight;

@@ -100,13 +100,17 @@ struct Machine {
   VTKERNELS_DEVICE void expect(Shared<uint64_t> box, int bytes) const {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(box)), "r"(bytes) : "memory");
   }
-  // To the same place in the block `rank`, counted by its mailbox.
-  VTKERNELS_DEVICE void send(Shared<uint64_t> at, int rank, uint64_t x, Shared<uint64_t> box) const {
+  // 16 bytes to the same place in the block `rank`, counted by its mailbox.
+  template <class T>
+  VTKERNELS_DEVICE void send(Shared<T> at, int rank, const T& x, Shared<uint64_t> box) const {
+    static_assert(sizeof(T) == 16);
+    uint64_t words[2];
+    memcpy(words, &x, sizeof x);
     uint32_t there, box_there;
     asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(shared_address(at)), "r"(rank));
     asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(box_there) : "r"(shared_address(box)), "r"(rank));
-    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.u64 [%0], %1, [%2];" ::"r"(there), "l"(x),
-                 "r"(box_there)
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.u64 [%0], {%1, %2}, [%3];" ::"r"(there),
+                 "l"(words[0]), "l"(words[1]), "r"(box_there)
                  : "memory");
   }
   VTKERNELS_DEVICE void receive(Shared<uint64_t> box, int parity) const {
@@ -121,7 +125,10 @@ struct Machine {
 #else
   VTKERNELS_DEVICE void open_mailbox(Shared<uint64_t>) const {}
   VTKERNELS_DEVICE void expect(Shared<uint64_t>, int) const {}
-  VTKERNELS_DEVICE void send(Shared<uint64_t> at, int, uint64_t x, Shared<uint64_t>) const { at[0] = x; }
+  template <class T>
+  VTKERNELS_DEVICE void send(Shared<T> at, int, const T& x, Shared<uint64_t>) const {
+    at[0] = x;
+  }
   VTKERNELS_DEVICE void receive(Shared<uint64_t>, int) const { __syncthreads(); }
 #endif
 

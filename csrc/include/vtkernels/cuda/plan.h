@@ -12,7 +12,14 @@ struct Gpu {
   int arch;  // ten times the compute capability: 80, 90, 100
   int multiprocessors;
   int64_t shared_per_block;  // bytes a block can have
+  int clusters[3] = {};      // of 2, 4 and 8 blocks, that run at the same time with all of that; 0: not known
 };
+
+VTKERNELS_INLINE constexpr int64_t clusters_at_once(const Gpu& gpu, int blocks) {
+  const int known = blocks == 2 ? gpu.clusters[0] : blocks == 4 ? gpu.clusters[1] : blocks == 8 ? gpu.clusters[2] : 0;
+  const int all = known > 0 ? known : gpu.multiprocessors / blocks;
+  return all > 0 ? all : 1;
+}
 
 struct Shape {
   int64_t blocks_x = 1;
@@ -119,10 +126,12 @@ VTKERNELS_INLINE constexpr int64_t gram_tiles(int64_t n) {
 
 // ------------------------------------------------------------------------------------------------ the greedy loop
 
-constexpr int kGreedyThreads = 768;
-constexpr int kGreedyCluster = 8;  // the largest that every GPU with clusters allows
+constexpr int kGreedyThreads = 256;
+constexpr int kGreedyCluster = 8;   // the largest that every GPU with clusters allows
+constexpr int kGreedyLetters = 32;  // candidates that the blocks of an image tell each other at an exchange: one for a lane
+constexpr int kGreedyPool = 16;     // of them are kept, at most
 
-// What is in shared memory: similarity and state, state alone, or nothing but what the blocks tell each other.
+// What is in shared memory: similarity, the pool's part of it, and state; the latter two; or what the blocks tell each other.
 enum class GreedyPlace { resident, shared, workspace };
 
 // Elements from row to row of a similarity in the workspace.
@@ -133,48 +142,63 @@ VTKERNELS_INLINE constexpr int greedy_slice(int64_t n, int cluster) {
   return static_cast<int>(n == 0 ? 8 : round_up((n + cluster - 1) / cluster, 8));
 }
 
-// Warps that have candidates.
-VTKERNELS_INLINE constexpr int greedy_writers(int slice) {
-  return slice < kGreedyThreads ? (slice + 31) / 32 : kGreedyThreads / 32;
+// Warps of a block that send letters, each the best of its own candidates.
+VTKERNELS_INLINE constexpr int greedy_writers(int cluster) { return cluster <= 2 ? 8 : 16 / cluster; }
+
+// Of such a warp: the candidates it sends, and the best that it does not send.
+VTKERNELS_INLINE constexpr int greedy_letters(int cluster) { return kGreedyLetters / (cluster * greedy_writers(cluster)) + 1; }
+
+// Threads side by side, with 16 bytes of candidates each; and how many such rows of threads share the items.
+VTKERNELS_INLINE constexpr int greedy_packs(int slice, int64_t element) { return static_cast<int>(slice * element / 16); }
+VTKERNELS_INLINE constexpr int greedy_groups(int slice, int64_t element) {
+  const int packs = greedy_packs(slice, element);
+  return packs < kGreedyThreads ? kGreedyThreads / packs : 1;
 }
 
-// Warps side by side, their lanes on 16 bytes of candidates each; and how many such rows of warps share the items.
-VTKERNELS_INLINE constexpr int greedy_wide(int slice, int64_t element) {
-  return static_cast<int>((slice * element + 511) / 512);
+// Elements from candidate to candidate of the pool: four banks apart, and all of them aligned to 16 bytes.
+VTKERNELS_INLINE constexpr int64_t greedy_pool_stride(int64_t items, int64_t element) {
+  return round_up(items, 128 / element) + 16 / element;
 }
-VTKERNELS_INLINE constexpr int greedy_groups(int slice, int64_t element) {
-  const int wide = greedy_wide(slice, element), warps = kGreedyThreads / 32;
-  return wide < warps ? warps / wide : 1;
-}
+
+// Entries of the list of items that rise: each warp has a part of its own.
+VTKERNELS_INLINE constexpr int64_t greedy_raises(int64_t items) { return round_up(items, kGreedyThreads); }
 
 // Where a block of the loop keeps what: bytes of its shared memory, or of its state in the workspace.
 struct GreedyLayout {
-  int64_t similarity = 0, coverage = 0, raises = 0, parts = 0, gains = 0, weights = 0, slots = 0, boxes = 0, counts = 0;
+  int pool = kGreedyPool;  // candidates that are kept
+  int64_t similarity = 0, coverage = 0, settled = 0, raises = 0, parts = 0, gains = 0, keys = 0, weights = 0, rows = 0;
+  int64_t lost = 0, places = 0, letters = 0, boxes = 0, counts = 0;
   int64_t shared = 0, state = 0;
 
   GreedyLayout() = default;
-  GreedyLayout(GreedyPlace place, int64_t element, int64_t items, int slice, int cluster) {
+  GreedyLayout(GreedyPlace place, int64_t element, int64_t items, int slice, int cluster, int kept) : pool(kept) {
     int64_t end = 0;
     const auto take = [&](int64_t bytes) {
       const int64_t begin = end;
       end += round_up(bytes, 32);
       return begin;
     };
-    if (place == GreedyPlace::resident) {
-      similarity = take(items * slice * element);
-      parts = take(2 * (kGreedyThreads / 32) * slice * element);
-    } else {
-      coverage = take(items * element);
-      raises = take(items * 4 * element);
-      parts = take(int64_t{8} * 2 * greedy_groups(slice, element) * slice);
-    }
+    if (place == GreedyPlace::resident) similarity = take(items * slice * element);
+    coverage = take(items * element);
+    settled = take(items * element);
+    raises = take(greedy_raises(items) * 4 * element);
     gains = take(int64_t{8} * slice);
+    keys = take(int64_t{8} * slice);
     weights = take(int64_t{4} * slice);
+    const int64_t of_parts = int64_t{8} * greedy_groups(slice, element) * slice, of_lost = int64_t{8} * 2 * kGreedyThreads;
+    if (place == GreedyPlace::workspace) parts = take(of_parts);
     if (place == GreedyPlace::workspace) {
       state = end;
       end = 0;
+    } else {
+      rows = take(kept * greedy_pool_stride(items, element) * element);
     }
-    slots = take(int64_t{8} * 2 * cluster * greedy_writers(slice));
+    constexpr int warps = kGreedyThreads / 32;
+    // What one choice takes off the gains of the pool, and what all choices of a round take off those of the block.
+    lost = take(place != GreedyPlace::workspace && of_parts > of_lost ? of_parts : of_lost);
+    if (place != GreedyPlace::workspace) parts = lost;
+    places = take(int64_t{4} * warps * kGreedyPool);
+    letters = take(int64_t{16} * 2 * cluster * greedy_writers(cluster) * greedy_letters(cluster));
     boxes = take(16);
     counts = take(8);
     shared = end;
@@ -183,27 +207,50 @@ struct GreedyLayout {
 
 struct GreedyPlan : Plan {
   GreedyPlace place = GreedyPlace::resident;
+  int pool = kGreedyPool;
 };
 
-// The loop as the last launch of `plan`. One block an image where its part of the similarity fits in shared memory, else a
-// cluster of blocks; where no cluster is large enough, or there are none, the similarity is read from the cache. Then more
-// blocks read faster, as long as they are not wanted for other images.
+// A wave of images takes as long as it takes a block to read so many bytes of the similarity, from the cache and over the
+// steps.
+constexpr int64_t kGreedyWave = 384 * 1024;
+
+// The loop as the last launch of `plan`: the cluster of blocks for an image with which all images are done first. Its blocks
+// have their part of the similarity in shared memory if it fits, else they read it from the cache, which takes the longer the
+// larger the part is.
 inline GreedyPlan plan_greedy(const Gpu& gpu, Plan plan, int64_t images, int64_t items, int64_t n, int64_t element) {
-  const int largest = gpu.arch >= 90 ? kGreedyCluster : 1;
-  GreedyPlace place = GreedyPlace::resident;
-  int cluster = 1;
-  const auto layout = [&] { return GreedyLayout(place, element, items, greedy_slice(n, cluster), cluster); };
-  while (2 * cluster <= largest && layout().shared > gpu.shared_per_block) cluster *= 2;
-  if (items > kGreedyThreads || layout().shared > gpu.shared_per_block) {
-    place = GreedyPlace::shared;
-    cluster = 1;
-    while (2 * cluster <= largest && 2 * cluster * images <= gpu.multiprocessors && n > 64 * cluster) cluster *= 2;
-    if (layout().shared > gpu.shared_per_block) place = GreedyPlace::workspace;
+  struct Choice {
+    GreedyPlace place;
+    int cluster, pool;
+    GreedyLayout layout;
+    int64_t cost;
+  };
+  const auto best_with = [&](int cluster) {
+    const int slice = greedy_slice(n, cluster);
+    const int64_t waves = (images + clusters_at_once(gpu, cluster) - 1) / clusters_at_once(gpu, cluster);
+    const int64_t streamed = waves * (kGreedyWave + slice * items * element);
+    for (const GreedyPlace place : {GreedyPlace::resident, GreedyPlace::shared}) {
+      for (int pool = kGreedyPool; pool >= 4; pool /= 2) {
+        const GreedyLayout layout(place, element, items, slice, cluster, pool);
+        if (layout.shared > gpu.shared_per_block) continue;
+        return Choice{place, cluster, pool, layout, place == GreedyPlace::resident ? waves * kGreedyWave : streamed};
+      }
+    }
+    const GreedyLayout layout(GreedyPlace::workspace, element, items, slice, cluster, kGreedyPool);
+    return Choice{GreedyPlace::workspace, cluster, kGreedyPool, layout, streamed};
+  };
+  Choice choice = best_with(1);
+  int64_t state = choice.layout.state;  // of an image, with whatever cluster, so that it does not depend on the other images
+  for (int cluster = 2; cluster <= (gpu.arch >= 90 ? kGreedyCluster : 1); cluster *= 2) {
+    const Choice other = best_with(cluster);
+    if (other.cost < choice.cost) choice = other;
+    if (cluster * other.layout.state > state) state = cluster * other.layout.state;
   }
-  plan.path = place == GreedyPlace::resident ? "resident" : place == GreedyPlace::shared ? "streamed" : "streamed, state too";
-  plan.shape[plan.launches++] = {images * cluster, 1, layout().shared, cluster, false};
-  plan.workspace = round_up(plan.workspace, 256) + images * cluster * layout().state;
-  return {plan, place};
+  plan.path = choice.place == GreedyPlace::resident ? "resident"
+              : choice.place == GreedyPlace::shared ? "streamed"
+                                                    : "streamed, state too";
+  plan.shape[plan.launches++] = {images * choice.cluster, 1, choice.layout.shared, choice.cluster, false};
+  plan.workspace = round_up(plan.workspace, 256) + images * state;
+  return {plan, choice.place, choice.pool};
 }
 
 inline GreedyPlan plan_scope_select(const Gpu& gpu, int64_t images, int64_t n) {

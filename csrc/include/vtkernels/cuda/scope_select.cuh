@@ -58,8 +58,7 @@ void scope_select(const Stream& stream, const GreedyPlan& plan, const Array<3>& 
   GreedyArguments<int32_t> arguments{};
   arguments.similarity = similarity;
   arguments.image_stride = n * stride;
-  arguments.row_stride = arguments.candidate_stride = stride;
-  arguments.item_stride = 1;
+  arguments.row_stride = stride;
   arguments.unit = 1.0f / kScopeOne;
   arguments.weight = saliency;
   arguments.alpha = options.alpha;
