@@ -12,8 +12,12 @@ Gpu gpu() {
     check(cudaDeviceGetAttribute(&value, what, device), "device attribute");
     return value;
   };
-  return {10 * attribute(cudaDevAttrComputeCapabilityMajor) + attribute(cudaDevAttrComputeCapabilityMinor),
+  Gpu gpu{10 * attribute(cudaDevAttrComputeCapabilityMajor) + attribute(cudaDevAttrComputeCapabilityMinor),
           attribute(cudaDevAttrMultiProcessorCount), attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)};
+#if !defined(VTKERNELS_SM90A)
+  gpu.warpgroups = false;
+#endif
+  return gpu;
 }
 
 }  // namespace vtkernels::cuda

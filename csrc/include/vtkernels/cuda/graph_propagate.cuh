@@ -1,11 +1,13 @@
 // graph_propagate: the weights of all pairs in tiles, then every step of the propagation in one launch whose blocks wait for
-// each other. The weights are written once and stay in the L2 cache where they fit (N = 2304: 21 MB).
+// each other. Each block of the steps keeps its rows of the weights in shared memory where they fit (N = 2304: 166 KB), else
+// they stay in the L2 cache as long as they fit there. Wide tiles have the norms from a launch before.
 #pragma once
 
 #include <cmath>
 
 #include "vtkernels/cuda.h"
 #include "vtkernels/cuda/gram.cuh"
+#include "vtkernels/cuda/gram_wide.cuh"
 
 namespace vtkernels::cuda {
 
@@ -15,7 +17,9 @@ struct GraphBuffers {
   float* norm;      // [B, N]
   float* total;     // [B, N] weights of a row, added up
   float* share[2];  // [B, N] what a token sends, over its total: read and written in turn
+  Direction* direction;  // [B, N]
   uint32_t* arrived;
+  void* packed;  // [B, N, graph_packed_stride(channels)] features, where they are copied
 
   GraphBuffers(void* workspace, int64_t images, int64_t n) : stride(graph_stride(n)) {
     auto* at = static_cast<float*>(workspace);
@@ -29,9 +33,114 @@ struct GraphBuffers {
     total = take(images * n);
     share[0] = take(images * n);
     share[1] = take(images * n);
+    direction = reinterpret_cast<Direction*>(take(2 * images * n));
     arrived = reinterpret_cast<uint32_t*>(take(1));
+    packed = at;
   }
 };
+
+// What the tiles, the propagation and the copy engine want of the rows: the direction of each, its norm, and a copy if asked.
+// Half types. The squared norm is a product of the tensor cores, of the row with itself: they truncate here as in the tiles, so
+// the cosine of two copies of a row stays as close to 1 as they are to each other. Which channels are added up in which order
+// depends on nothing but their number.
+template <class T>
+struct GraphDirections {
+  static constexpr const char* name = "graph_propagate directions";
+  static constexpr int threads = kGraphDirectionThreads, rows = kGraphDirectionRows, pack = 8;
+  static constexpr int channels = kGramBytes / 2;  // added up by the tensor cores before they are added in float32
+  static constexpr bool bfloat16 = std::is_same_v<T, BFloat16>;
+
+  struct Arguments {
+    Features<T> features;
+    int blocks;  // of an image
+    GraphBuffers buffers;
+    bool packed;
+  };
+
+  template <class M>
+  static VTKERNELS_DEVICE void run(M& m, const Arguments& a) {
+    const Features<T>& x = a.features;
+    const int64_t b = m.block_x() / a.blocks;
+    const int first = m.block_x() % a.blocks * rows, valid = static_cast<int>(x.lengths(b, x.n));
+    const int g = m.lane() / 4, t = m.lane() % 4, stages = static_cast<int>((x.channels + channels - 1) / channels);
+    if (m.block_x() == 0 && m.thread() == 0) *a.buffers.arrived = 0;
+
+    // A warp has the diagonal of 16 x 16 products: of rows g and g + 8, in the lanes that it passes through.
+    float square[2] = {};
+#pragma unroll 2
+    for (int stage = m.warp(); stage < stages; stage += threads / 32) {
+      Pack part[2][2];
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+#pragma unroll
+        for (int p = 0; p < 2; ++p) {
+          const int row = first + g + 8 * r, channel = stage * channels + 4 * pack * p + pack * t;
+          part[r][p] = load(x, b, row, channel, valid);
+          if (a.packed) store(a, b, row, channel, part[r][p]);
+        }
+      }
+      float c[2][4] = {};
+#pragma unroll
+      for (int p = 0; p < 2; ++p) {
+#pragma unroll
+        for (int w = 0; w < 4; w += 2) {
+          const uint32_t upper[2]{part[0][p].words[w], part[0][p].words[w + 1]};
+          const uint32_t lower[2]{part[1][p].words[w], part[1][p].words[w + 1]};
+          const uint32_t both[4]{upper[0], lower[0], upper[1], lower[1]};
+          m.template mma<bfloat16>(c[0], both, upper);
+          m.template mma<bfloat16>(c[1], both, lower);
+        }
+      }
+      square[0] += g % 2 ? c[0][1] : c[0][0];
+      square[1] += g % 2 ? c[1][3] : c[1][2];
+    }
+
+    const auto parts = m.template shared<float>(0);
+    if (g / 2 == t) {
+      parts[m.warp() * rows + g] = square[0];
+      parts[m.warp() * rows + g + 8] = square[1];
+    }
+    m.sync();
+    const int row = first + m.thread();
+    if (m.thread() >= rows || row >= x.n) return;
+    float all = parts[m.thread()];
+    for (int warp = 1; warp < threads / 32; ++warp) all += parts[warp * rows + m.thread()];
+    a.buffers.direction[b * x.n + row] = Direction::of(all);
+    a.buffers.norm[b * x.n + row] = all > 0 && is_finite(all) ? sqrtf(all) : 0.0f;
+  }
+
+ private:
+  struct alignas(16) Pack {
+    uint32_t words[pack / 2];
+  };
+
+  static VTKERNELS_DEVICE Pack load(const Features<T>& x, int64_t b, int row, int channel, int valid) {
+    const T* from = x.data + b * x.stride[0] + row * x.stride[1] + channel * x.stride[2];
+    Pack values{};
+    if (row >= valid || channel >= x.channels) return values;
+    if (x.sixteens) return *reinterpret_cast<const Pack*>(from);
+#pragma unroll
+    for (int e = 0; e < pack; ++e) {
+      const uint32_t bits = channel + e < x.channels ? from[e * x.stride[2]].bits : 0;
+      values.words[e / 2] |= bits << (16 * (e % 2));
+    }
+    return values;
+  }
+
+  static VTKERNELS_DEVICE void store(const Arguments& a, int64_t b, int row, int channel, const Pack& values) {
+    const int64_t stride = graph_packed_stride(a.features.channels);
+    if (row >= a.features.n || channel >= stride) return;
+    *reinterpret_cast<Pack*>(static_cast<T*>(a.buffers.packed) + (b * a.features.n + row) * stride + channel) = values;
+  }
+};
+
+// 1 is the greatest similarity of every row that has an edge, so 1 is what the softmax subtracts.
+VTKERNELS_DEVICE float graph_edge(float cosine, float threshold, float temperature) {
+  if (!(cosine >= threshold)) return -1.0f;
+  return expf(((cosine < 1 ? cosine : 1.0f) - 1) / temperature);
+}
+// What a token keeps to itself: it is exactly 1 from itself, if it has a direction.
+VTKERNELS_DEVICE float graph_own(float cosine) { return cosine > 0 ? 1.0f : -1.0f; }
 
 template <class T>
 struct GraphWeights {
@@ -52,7 +161,7 @@ struct GraphWeights {
     if (m.block_x() == 0 && m.thread() == 0) *a.buffers.arrived = 0;
     float* weight = a.buffers.weight + b * n * stride;
     GramTile<T>::run(m, a.features, b, place, [&](int64_t i, int64_t j, float cosine) {
-      const float w = i == j ? (cosine > 0 ? 1.0f : -1.0f) : edge(cosine, a.threshold, a.temperature);
+      const float w = i == j ? graph_own(cosine) : graph_edge(cosine, a.threshold, a.temperature);
       if (i < n && j < stride) weight[i * stride + j] = w;
       if (j < n && i < stride) weight[j * stride + i] = w;
     });
@@ -64,15 +173,70 @@ struct GraphWeights {
       if (token < n) a.buffers.norm[b * n + token] = square > 0 && is_finite(square) ? sqrtf(square) : 0.0f;
     }
   }
+};
 
-  // 1 is the greatest similarity of every row that has an edge, so 1 is what the softmax subtracts.
-  static VTKERNELS_DEVICE float edge(float cosine, float threshold, float temperature) {
-    if (!(cosine >= threshold)) return -1.0f;
-    return expf(((cosine < 1 ? cosine : 1.0f) - 1) / temperature);
+// The same in wide tiles.
+template <class T>
+struct GraphWideWeights {
+  static constexpr const char* name = "graph_propagate wide weights";
+  static constexpr int threads = kWideThreads;
+
+  struct Arguments {
+    WideMaps maps;
+    int n;
+    int stages;
+    int clusters;  // of an image
+    GraphBuffers buffers;
+    float threshold, temperature;
+  };
+
+  template <class M>
+  static VTKERNELS_DEVICE void run(M& m, const Arguments& a) {
+    if constexpr (M::warpgroups) {
+      const int cluster = m.block_x() / kWideCluster, b = cluster / a.clusters;
+      const WidePlace place = WidePlace::of(cluster % a.clusters, m.cluster_rank());
+      GramWide<T>::run(m, a.maps, b, place, a.stages, [&](const float(&total)[64]) { write(m, a, b, place, total); });
+    }
+  }
+
+ private:
+  struct alignas(8) Two {
+    float x[2];
+  };
+
+  template <class M>
+  static VTKERNELS_DEVICE void write(M& m, const Arguments& a, int b, const WidePlace& place, const float (&total)[64]) {
+    const Direction* directions = a.buffers.direction + int64_t{b} * a.n;
+    const auto direction = [&](int i) { return i < a.n ? directions[i] : Direction{0.0f, 0.0f}; };
+    float* weight = a.buffers.weight + a.buffers.stride * a.n * b;
+    const int stride = static_cast<int>(a.buffers.stride);
+    Direction of_row[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) of_row[r] = direction(place.row + GramWide<T>::row(m, r));
+#pragma unroll
+    for (int c = 0; c < 16; ++c) {
+      const int j = place.column + GramWide<T>::column(m, c);
+      const Direction of_column[2]{direction(j), direction(j + 1)};
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const int i = place.row + GramWide<T>::row(m, r);
+        if (i < j || i >= stride) continue;
+        Two w;
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const float cosine = Direction::cosine(total[4 * c + 2 * r + e], of_row[r], of_column[e]);
+          w.x[e] = i == j + e ? graph_own(cosine) : graph_edge(cosine, a.threshold, a.temperature);
+          if (i >= j + e && j + e < a.n) weight[int64_t{j + e} * stride + i] = w.x[e];
+        }
+        if (i < a.n && i > j) *reinterpret_cast<Two*>(weight + int64_t{i} * stride + j) = w;
+      }
+    }
   }
 };
 
-// A warp for each row, at every step; the grid waits between the steps.
+// A warp for each row, at every step; the grid waits between the steps. Resident: a block has rows that follow each other, and
+// keeps their weights in shared memory, then the shares of the images that they belong to.
+template <bool Resident>
 struct GraphSteps {
   static constexpr const char* name = "graph_propagate steps";
   static constexpr int threads = kGraphThreads;
@@ -80,6 +244,7 @@ struct GraphSteps {
   struct Arguments {
     GraphBuffers buffers;
     int64_t rows;  // of all images
+    int64_t rows_of_block;
     int64_t n;
     int64_t iterations;
     Output<float> scores;
@@ -89,16 +254,23 @@ struct GraphSteps {
   template <class M>
   static VTKERNELS_DEVICE void run(M& m, const Arguments& a) {
     const GraphBuffers& to = a.buffers;
-    const int64_t first = static_cast<int64_t>(m.block_x()) * m.warps() + m.warp();
-    const int64_t step = static_cast<int64_t>(m.blocks_x()) * m.warps();
-    for (int64_t row = first; row < a.rows; row += step) {
+    const int64_t first = Resident ? m.block_x() * a.rows_of_block : int64_t{m.block_x()} * m.warps();
+    const int64_t behind = Resident && first + a.rows_of_block < a.rows ? first + a.rows_of_block : a.rows;
+    const int64_t apart = Resident ? m.warps() : int64_t{m.blocks_x()} * m.warps(), begin = first + m.warp();
+    const auto kept = [&](int64_t row) { return m.template shared<Four>(4 * (row - first) * to.stride); };
+    const auto shares = [&](int64_t image) { return m.template shared<Four>(4 * (a.rows_of_block + image) * to.stride); };
+
+    for (int64_t row = begin; row < behind; row += apart) {
       int edges = 0;
-      const float total = over(m, a, row, [&](int64_t, const Four& w) {
+      const float total = over(m, a, [&](int column) {
+        Four w = weights(a, row, column);
         float sum = 0;
         for (int e = 0; e < 4; ++e) {
           edges += w.x[e] >= 0;
-          sum += w.x[e] >= 0 ? w.x[e] : 0.0f;
+          w.x[e] = w.x[e] >= 0 ? w.x[e] : 0.0f;
+          sum += w.x[e];
         }
+        if constexpr (Resident) kept(row)[column / 4] = w;
         return sum;
       });
       for (int mask = 16; mask > 0; mask /= 2) edges += m.shuffle_xor(edges, mask);
@@ -112,21 +284,37 @@ struct GraphSteps {
     for (int64_t i = 0; i < a.iterations; ++i) {
       m.sync_grid(to.arrived, static_cast<uint32_t>(i) + 1);
       const float* from = to.share[i % 2];
-      for (int64_t row = first; row < a.rows; row += step) {
-        const float* image = from + row / a.n * a.n;
-        const float score = over(m, a, row, [&](int64_t column, const Four& w) {
+      const int64_t image = first / a.n;
+      if constexpr (Resident) {
+        for (int64_t b = image; b * a.n < behind; ++b) {
+          const auto share = m.template shared<float>(4 * (a.rows_of_block + b - image) * to.stride);
+          for (int column = m.thread(); column < to.stride; column += m.threads()) {
+            share[column] = column < a.n ? m.fresh(from + b * a.n + column) : 0.0f;
+          }
+        }
+        m.sync();
+      }
+      for (int64_t row = begin; row < behind; row += apart) {
+        const int64_t b = row / a.n;
+        const float total = m.lane() == 0 ? to.total[row] : 0.0f;
+        const float score = over(m, a, [&](int column) {
           float sum = 0;
-          for (int e = 0; e < 4; ++e) {
-            if (w.x[e] > 0) sum = fmaf(w.x[e], m.fresh(image + column + e), sum);
+          if constexpr (Resident) {
+            const Four w = kept(row)[column / 4], share = shares(b - image)[column / 4];
+            for (int e = 0; e < 4; ++e) sum = fmaf(w.x[e], share.x[e], sum);
+          } else {
+            const Four w = weights(a, row, column);
+            for (int e = 0; e < 4; ++e) {
+              if (w.x[e] > 0) sum = fmaf(w.x[e], m.fresh(from + b * a.n + column + e), sum);
+            }
           }
           return sum;
         });
         if (m.lane() != 0) continue;
-        const float total = to.total[row];
         to.share[(i + 1) % 2][row] = total > 0 ? score / total : 0.0f;
         if (i + 1 < a.iterations) continue;
-        const int32_t edges = a.degree(row / a.n, row % a.n);
-        a.scores(row / a.n, row % a.n) = score / static_cast<float>(edges > 1 ? edges : 1);
+        const int32_t edges = a.degree(b, row % a.n);
+        a.scores(b, row % a.n) = score / static_cast<float>(edges > 1 ? edges : 1);
       }
     }
   }
@@ -136,36 +324,57 @@ struct GraphSteps {
     float x[4];
   };
 
-  // The sum of f over a row of weights, four columns at a time, for all lanes. Columns behind the row hold no edge.
+  static VTKERNELS_DEVICE Four weights(const Arguments& a, int64_t row, int column) {
+    return *reinterpret_cast<const Four*>(a.buffers.weight + row * a.buffers.stride + column);
+  }
+
+  // Sum of f over the columns of a row, four at a time, for all lanes. Columns behind the row hold no edge.
   template <class M, class F>
-  static VTKERNELS_DEVICE float over(M& m, const Arguments& a, int64_t row, const F& f) {
-    const float* weight = a.buffers.weight + row * a.buffers.stride;
+  static VTKERNELS_DEVICE float over(M& m, const Arguments& a, const F& f) {
+    const int columns = static_cast<int>(a.buffers.stride);
     float sum = 0;
 #pragma unroll 4
-    for (int64_t column = 4 * m.lane(); column < a.buffers.stride; column += 4 * 32) {
-      sum += f(column, *reinterpret_cast<const Four*>(weight + column));
-    }
+    for (int column = 4 * m.lane(); column < columns; column += 4 * 32) sum += f(column);
     for (int mask = 16; mask > 0; mask /= 2) sum += m.shuffle_xor(sum, mask);
     return sum;
   }
 };
 
 template <class Stream>
-void graph_propagate(const Stream& stream, const Plan& plan, const Array<3>& features, const Lengths& lengths,
+void graph_propagate(const Stream& stream, const GraphPlan& plan, const Array<3>& features, const Lengths& lengths,
                      const GraphOptions& options, const Output<float>& scores, const Output<int32_t>& degree, void* workspace) {
-  const int64_t images = features.size[0], n = features.size[1];
+  const int64_t images = features.size[0], n = features.size[1], channels = features.size[2];
   if (images == 0 || n == 0) return;
   const GraphBuffers buffers(workspace, images, n);
+  const auto of_image = [&](int launch) { return static_cast<int>(plan.shape[launch].blocks_x / images); };
   with_element(features.dtype, [&](auto element) {
     using T = decltype(element);
-    const typename GraphWeights<T>::Arguments arguments{{features, lengths},
-                                                        static_cast<int>(plan.shape[0].blocks_x / images),
-                                                        buffers,
-                                                        options.threshold,
-                                                        options.temperature};
-    stream.template run<GraphWeights<T>>(arguments, plan.shape[0]);
+    if constexpr (sizeof(T) == 2) {
+      if (plan.wide) {
+        stream.template run<GraphDirections<T>>({{features, lengths}, of_image(0), buffers, plan.packed}, plan.shape[0]);
+        const int64_t stride = graph_packed_stride(channels);
+        const Array<3> copy{buffers.packed, features.dtype, {images, n, channels}, {n * stride, stride, 1}};
+        const typename GraphWideWeights<T>::Arguments arguments{
+            {stream, plan.packed ? copy : features},
+            static_cast<int>(n),
+            static_cast<int>((channels + GramWide<T>::channels - 1) / GramWide<T>::channels),
+            of_image(1) / kWideCluster,
+            buffers,
+            options.threshold,
+            options.temperature};
+        stream.template run<GraphWideWeights<T>>(arguments, plan.shape[1]);
+        return;
+      }
+    }
+    stream.template run<GraphWeights<T>>({{features, lengths}, of_image(0), buffers, options.threshold, options.temperature},
+                                         plan.shape[0]);
   });
-  stream.template run<GraphSteps>({buffers, images * n, n, options.iterations, scores, degree}, plan.shape[1]);
+  const Shape& steps = plan.shape[plan.launches - 1];
+  if (plan.resident) {
+    stream.template run<GraphSteps<true>>({buffers, images * n, plan.rows, n, options.iterations, scores, degree}, steps);
+  } else {
+    stream.template run<GraphSteps<false>>({buffers, images * n, plan.rows, n, options.iterations, scores, degree}, steps);
+  }
 }
 
 }  // namespace vtkernels::cuda
