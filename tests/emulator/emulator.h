@@ -105,6 +105,12 @@ struct Group {
     fibers[running].yield();
   }
 
+  // Until the others have run.
+  void pause() {
+    ready.push_back(running);
+    fibers[running].yield();
+  }
+
   void wake(std::vector<int>& waiting) {
     progress = true;
     ready.insert(ready.end(), waiting.begin(), waiting.end());
@@ -216,6 +222,16 @@ class Machine {
   T fresh(const T* at) const {
     return *at;
   }
+
+  void post(uint64_t* at, uint64_t word) const {
+    group_->progress = true;
+    *at = word;
+  }
+  void look(const uint64_t* at, uint64_t (&two)[2]) const {
+    if (reinterpret_cast<uintptr_t>(at) % 16 != 0) fail(group_->kernel, ": looks at words that are not aligned to 16");
+    std::copy(at, at + 2, two);
+  }
+  void pause() const { group_->pause(); }
 
   // Copies arrive when they are waited for, and not before.
   template <class T>

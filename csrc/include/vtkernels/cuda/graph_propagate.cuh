@@ -14,9 +14,10 @@ namespace vtkernels::cuda {
 struct GraphBuffers {
   float* weight;  // [B, N, stride]; negative: no edge
   int64_t stride;
-  float* norm;      // [B, N]
-  float* total;     // [B, N] weights of a row, added up
-  float* share[2];  // [B, N] what a token sends, over its total: read and written in turn
+  float* norm;           // [B, N]
+  float* total;          // [B, N] weights of a row, added up
+  float* share[2];       // [B, N] what a token sends, over its total: read and written in turn
+  uint64_t* word[2];     // [B, stride] the same as a word, whose upper half is the number of the step that reads it
   Direction* direction;  // [B, N]
   uint32_t* arrived;
   void* packed;  // [B, N, graph_packed_stride(channels)] features, where they are copied
@@ -33,9 +34,16 @@ struct GraphBuffers {
     total = take(images * n);
     share[0] = take(images * n);
     share[1] = take(images * n);
+    for (auto& words : word) words = reinterpret_cast<uint64_t*>(take(2 * images * stride));
     direction = reinterpret_cast<Direction*>(take(2 * images * n));
     arrived = reinterpret_cast<uint32_t*>(take(1));
     packed = at;
+  }
+
+  // Of a token, before the launch of the steps: no words yet.
+  VTKERNELS_DEVICE void start(int64_t b, int64_t token, int64_t n, float square) const {
+    norm[b * n + token] = square > 0 && is_finite(square) ? sqrtf(square) : 0.0f;
+    for (auto* words : word) words[b * stride + token] = 0;
   }
 };
 
@@ -106,7 +114,7 @@ struct GraphDirections {
     float all = parts[m.thread()];
     for (int warp = 1; warp < threads / 32; ++warp) all += parts[warp * rows + m.thread()];
     a.buffers.direction[b * x.n + row] = Direction::of(all);
-    a.buffers.norm[b * x.n + row] = all > 0 && is_finite(all) ? sqrtf(all) : 0.0f;
+    a.buffers.start(b, row, x.n, all);
   }
 
  private:
@@ -169,8 +177,7 @@ struct GraphWeights {
     const auto squares = m.template shared<float>(GramTile<T>::squares_byte);
     for (int i = m.thread(); i < kGramTile; i += m.threads()) {
       const int64_t token = int64_t{place.row} * kGramTile + i;
-      const float square = squares[i];
-      if (token < n) a.buffers.norm[b * n + token] = square > 0 && is_finite(square) ? sqrtf(square) : 0.0f;
+      if (token < n) a.buffers.start(b, token, n, squares[i]);
     }
   }
 };
@@ -195,7 +202,7 @@ struct GraphWideWeights {
     if constexpr (M::warpgroups) {
       const int cluster = m.block_x() / kWideCluster, b = cluster / a.clusters;
       const WidePlace place = WidePlace::of(cluster % a.clusters, m.cluster_rank());
-      GramWide<T>::run(m, a.maps, b, place, a.stages, [&](const float(&total)[64]) { write(m, a, b, place, total); });
+      GramWide<T>::run(m, a.maps, b, place, a.stages, [&](const float (&total)[64]) { write(m, a, b, place, total); });
     }
   }
 
@@ -234,43 +241,60 @@ struct GraphWideWeights {
   }
 };
 
-// A warp for each row, at every step; the grid waits between the steps. Resident: a block has rows that follow each other, and
-// keeps their weights in shared memory, then the shares of the images that they belong to.
-template <bool Resident>
+// Four weights of a row, as a lane reads them.
+struct alignas(16) GraphFour {
+  float x[4];
+};
+
+// The sum of f over the columns of a row, four at a time, for all lanes. Columns behind the row hold no edge.
+template <class M, class F>
+VTKERNELS_DEVICE float graph_sum(M& m, const GraphBuffers& buffers, const F& f) {
+  const int columns = static_cast<int>(buffers.stride);
+  float sum = 0;
+#pragma unroll 4
+  for (int column = 4 * m.lane(); column < columns; column += 4 * 32) sum += f(column);
+  for (int mask = 16; mask > 0; mask /= 2) sum += m.shuffle_xor(sum, mask);
+  return sum;
+}
+
+struct GraphStepsArguments {
+  GraphBuffers buffers;
+  int rows;  // of all images
+  int rows_of_block;
+  int n;
+  int iterations;
+  Output<float> scores;
+  Output<int32_t> degree;
+
+  VTKERNELS_DEVICE GraphFour weights(int64_t row, int column) const {
+    return *reinterpret_cast<const GraphFour*>(buffers.weight + row * buffers.stride + column);
+  }
+  // What a token without edges has is 0.
+  VTKERNELS_DEVICE void write(int row, float score, int edges) const {
+    scores(row / n, row % n) = edges != 0 ? score / static_cast<float>(edges) : 0.0f;
+    degree(row / n, row % n) = edges;
+  }
+};
+
+// A warp for each row, at every step; the grid waits between the steps.
 struct GraphSteps {
   static constexpr const char* name = "graph_propagate steps";
   static constexpr int threads = kGraphThreads;
-
-  struct Arguments {
-    GraphBuffers buffers;
-    int64_t rows;  // of all images
-    int64_t rows_of_block;
-    int64_t n;
-    int64_t iterations;
-    Output<float> scores;
-    Output<int32_t> degree;
-  };
+  using Arguments = GraphStepsArguments;
 
   template <class M>
   static VTKERNELS_DEVICE void run(M& m, const Arguments& a) {
     const GraphBuffers& to = a.buffers;
-    const int64_t first = Resident ? m.block_x() * a.rows_of_block : int64_t{m.block_x()} * m.warps();
-    const int64_t behind = Resident && first + a.rows_of_block < a.rows ? first + a.rows_of_block : a.rows;
-    const int64_t apart = Resident ? m.warps() : int64_t{m.blocks_x()} * m.warps(), begin = first + m.warp();
-    const auto kept = [&](int64_t row) { return m.template shared<Four>(4 * (row - first) * to.stride); };
-    const auto shares = [&](int64_t image) { return m.template shared<Four>(4 * (a.rows_of_block + image) * to.stride); };
-
-    for (int64_t row = begin; row < behind; row += apart) {
+    const int first = m.block_x() * m.warps() + m.warp(), step = m.blocks_x() * m.warps();
+    for (int row = first; row < a.rows; row += step) {
       int edges = 0;
-      const float total = over(m, a, [&](int column) {
-        Four w = weights(a, row, column);
+      const float total = graph_sum(m, to, [&](int column) {
+        const GraphFour w = a.weights(row, column);
         float sum = 0;
         for (int e = 0; e < 4; ++e) {
           edges += w.x[e] >= 0;
-          w.x[e] = w.x[e] >= 0 ? w.x[e] : 0.0f;
-          sum += w.x[e];
+          sum += w.x[e] >= 0 ? w.x[e] : 0.0f;
         }
-        if constexpr (Resident) kept(row)[column / 4] = w;
         return sum;
       });
       for (int mask = 16; mask > 0; mask /= 2) edges += m.shuffle_xor(edges, mask);
@@ -278,65 +302,123 @@ struct GraphSteps {
       const float norm = to.norm[row];
       to.total[row] = total;
       to.share[0][row] = edges != 0 ? norm / total : 0.0f;
-      a.degree(row / a.n, row % a.n) = edges;
-      if (a.iterations == 0) a.scores(row / a.n, row % a.n) = edges != 0 ? norm / static_cast<float>(edges) : 0.0f;
+      a.write(row, norm, edges);
     }
-    for (int64_t i = 0; i < a.iterations; ++i) {
+    for (int i = 0; i < a.iterations; ++i) {
       m.sync_grid(to.arrived, static_cast<uint32_t>(i) + 1);
       const float* from = to.share[i % 2];
-      const int64_t image = first / a.n;
-      if constexpr (Resident) {
-        for (int64_t b = image; b * a.n < behind; ++b) {
-          const auto share = m.template shared<float>(4 * (a.rows_of_block + b - image) * to.stride);
-          for (int column = m.thread(); column < to.stride; column += m.threads()) {
-            share[column] = column < a.n ? m.fresh(from + b * a.n + column) : 0.0f;
-          }
-        }
-        m.sync();
-      }
-      for (int64_t row = begin; row < behind; row += apart) {
-        const int64_t b = row / a.n;
-        const float total = m.lane() == 0 ? to.total[row] : 0.0f;
-        const float score = over(m, a, [&](int column) {
+      for (int row = first; row < a.rows; row += step) {
+        const float* image = from + int64_t{row / a.n} * a.n;
+        const float score = graph_sum(m, to, [&](int column) {
+          const GraphFour w = a.weights(row, column);
           float sum = 0;
-          if constexpr (Resident) {
-            const Four w = kept(row)[column / 4], share = shares(b - image)[column / 4];
-            for (int e = 0; e < 4; ++e) sum = fmaf(w.x[e], share.x[e], sum);
-          } else {
-            const Four w = weights(a, row, column);
-            for (int e = 0; e < 4; ++e) {
-              if (w.x[e] > 0) sum = fmaf(w.x[e], m.fresh(from + b * a.n + column + e), sum);
-            }
+          for (int e = 0; e < 4; ++e) {
+            if (w.x[e] > 0) sum = fmaf(w.x[e], m.fresh(image + column + e), sum);
           }
           return sum;
         });
         if (m.lane() != 0) continue;
+        const float total = to.total[row];
         to.share[(i + 1) % 2][row] = total > 0 ? score / total : 0.0f;
-        if (i + 1 < a.iterations) continue;
-        const int32_t edges = a.degree(b, row % a.n);
-        a.scores(b, row % a.n) = score / static_cast<float>(edges > 1 ? edges : 1);
+        if (i + 1 == a.iterations) a.write(row, score, a.degree(row / a.n, row % a.n));
+      }
+    }
+  }
+};
+
+// The same by blocks that keep their rows: weights are read once. The blocks do not wait for each other but for what they tell
+// each other, word by word. A word takes the place of that of two steps before, which everybody has read: its sender has words
+// of the step between from all, and they had read theirs before they sent.
+struct GraphResidentSteps {
+  static constexpr const char* name = "graph_propagate resident steps";
+  static constexpr int threads = kGraphThreads;
+  using Arguments = GraphStepsArguments;
+
+  template <class M>
+  static VTKERNELS_DEVICE void run(M& m, const Arguments& a) {
+    const GraphBuffers& to = a.buffers;
+    const int stride = static_cast<int>(to.stride), first = m.block_x() * a.rows_of_block;
+    const int rows = first + a.rows_of_block < a.rows ? a.rows_of_block : a.rows - first;
+    const int image = first / a.n, images = (first + rows - 1) / a.n - image + 1;
+    const auto weights = m.template shared<GraphFour>(0);
+    const auto shares = weights + a.rows_of_block * stride / 4;
+    const auto totals = m.template shared<float>(int64_t{4} * stride * (a.rows_of_block + graph_images(a.rows_of_block, a.n)));
+    const auto degrees = m.template shared<int>(totals_end(a));
+
+    for (int r = m.warp(); r < rows; r += m.warps()) {
+      int edges = 0;
+      const float total = graph_sum(m, to, [&](int column) {
+        GraphFour w = a.weights(first + r, column);
+        float sum = 0;
+        for (int e = 0; e < 4; ++e) {
+          edges += w.x[e] >= 0;
+          w.x[e] = w.x[e] >= 0 ? w.x[e] : 0.0f;
+          sum += w.x[e];
+        }
+        weights[(r * stride + column) / 4] = w;
+        return sum;
+      });
+      for (int mask = 16; mask > 0; mask /= 2) edges += m.shuffle_xor(edges, mask);
+      if (m.lane() != 0) continue;
+      const float norm = to.norm[first + r];
+      totals[r] = total;
+      degrees[r] = edges;
+      send(m, a, first + r, 0, edges != 0 ? norm / total : 0.0f);
+      if (a.iterations == 0) a.write(first + r, norm, edges);
+    }
+    for (int i = 0; i < a.iterations; ++i) {
+      m.sync();  // all have read the shares of the step before
+      for (int b = 0; b < images; ++b) {
+        for (int column = 2 * m.thread(); column < stride; column += 2 * m.threads()) {
+          uint64_t two[2];
+          receive(m, to.word[i % 2] + int64_t{image + b} * stride + column, i, a.n - column, two);
+          const auto share = m.template shared<float>(int64_t{4} * ((a.rows_of_block + b) * stride + column));
+          share[0] = float_from_bits(static_cast<uint32_t>(two[0]));
+          share[1] = float_from_bits(static_cast<uint32_t>(two[1]));
+        }
+      }
+      m.sync();
+      for (int r = m.warp(); r < rows; r += m.warps()) {
+        const int row = first + r, b = row / a.n - image;
+        const float score = graph_sum(m, to, [&](int column) {
+          const GraphFour w = weights[(r * stride + column) / 4], share = shares[(b * stride + column) / 4];
+          float sum = 0;
+          for (int e = 0; e < 4; ++e) sum = fmaf(w.x[e], share.x[e], sum);
+          return sum;
+        });
+        if (m.lane() != 0) continue;
+        const float total = totals[r];
+        if (i + 1 == a.iterations) {
+          a.write(row, score, degrees[r]);
+        } else {
+          send(m, a, row, i + 1, total > 0 ? score / total : 0.0f);
+        }
       }
     }
   }
 
  private:
-  struct alignas(16) Four {
-    float x[4];
-  };
-
-  static VTKERNELS_DEVICE Four weights(const Arguments& a, int64_t row, int column) {
-    return *reinterpret_cast<const Four*>(a.buffers.weight + row * a.buffers.stride + column);
+  static VTKERNELS_DEVICE int64_t totals_end(const Arguments& a) {
+    return graph_shared(a.rows_of_block, a.n) - 4 * round_up(a.rows_of_block, 4);
   }
 
-  // Sum of f over the columns of a row, four at a time, for all lanes. Columns behind the row hold no edge.
-  template <class M, class F>
-  static VTKERNELS_DEVICE float over(M& m, const Arguments& a, const F& f) {
-    const int columns = static_cast<int>(a.buffers.stride);
-    float sum = 0;
-#pragma unroll 4
-    for (int column = 4 * m.lane(); column < columns; column += 4 * 32) sum += f(column);
-    for (int mask = 16; mask > 0; mask /= 2) sum += m.shuffle_xor(sum, mask);
-    return sum;
+  // To whoever computes step i.
+  template <class M>
+  static VTKERNELS_DEVICE void send(M& m, const Arguments& a, int row, int i, float share) {
+    const uint64_t step = static_cast<uint32_t>(i) + 1;
+    m.post(a.buffers.word[i % 2] + row / a.n * a.buffers.stride + row % a.n, step << 32 | bits_from_float(share));
+  }
+
+  // Two words of step i, of which `valid` are sent; 0 for the others.
+  template <class M>
+  static VTKERNELS_DEVICE void receive(M& m, const uint64_t* at, int i, int valid, uint64_t (&two)[2]) {
+    const auto of_step = [&](int e) {
+      return e >= valid || static_cast<uint32_t>(two[e] >> 32) == static_cast<uint32_t>(i) + 1;
+    };
+    for (m.look(at, two); !of_step(0) || !of_step(1); m.look(at, two)) m.pause();
+    for (int e = 0; e < 2; ++e) {
+      if (e >= valid) two[e] = 0;
+    }
   }
 };
 
@@ -369,11 +451,18 @@ void graph_propagate(const Stream& stream, const GraphPlan& plan, const Array<3>
     stream.template run<GraphWeights<T>>({{features, lengths}, of_image(0), buffers, options.threshold, options.temperature},
                                          plan.shape[0]);
   });
+  const GraphStepsArguments arguments{buffers,
+                                      static_cast<int>(images * n),
+                                      static_cast<int>(plan.rows),
+                                      static_cast<int>(n),
+                                      static_cast<int>(options.iterations),
+                                      scores,
+                                      degree};
   const Shape& steps = plan.shape[plan.launches - 1];
   if (plan.resident) {
-    stream.template run<GraphSteps<true>>({buffers, images * n, plan.rows, n, options.iterations, scores, degree}, steps);
+    stream.template run<GraphResidentSteps>(arguments, steps);
   } else {
-    stream.template run<GraphSteps<false>>({buffers, images * n, plan.rows, n, options.iterations, scores, degree}, steps);
+    stream.template run<GraphSteps>(arguments, steps);
   }
 }
 

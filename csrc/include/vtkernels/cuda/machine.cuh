@@ -157,6 +157,16 @@ struct Machine {
     return __ldcg(at);
   }
 
+  // Words that blocks of a grid leave for each other in global memory (all must be resident). A word comes as a whole, and says
+  // itself of which round it is: no other memory access is ordered by it. Who waits for one pauses between two looks.
+  VTKERNELS_DEVICE void post(uint64_t* at, uint64_t word) const {
+    asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(at), "l"(word) : "memory");
+  }
+  VTKERNELS_DEVICE void look(const uint64_t* at, uint64_t (&two)[2]) const {  // 16-byte aligned
+    asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];" : "=l"(two[0]), "=l"(two[1]) : "l"(at) : "memory");
+  }
+  VTKERNELS_DEVICE void pause() const {}
+
   // All blocks of the grid have arrived (all must be resident). `arrived` is a counter in global memory that starts at 0.
   VTKERNELS_DEVICE void sync_grid(uint32_t* arrived, uint32_t round) const {
     __syncthreads();

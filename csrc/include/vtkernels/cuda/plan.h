@@ -11,7 +11,7 @@ namespace vtkernels::cuda {
 struct Gpu {
   int arch;  // ten times the compute capability: 80, 90, 100
   int multiprocessors;
-  int64_t shared_per_block;  // bytes a block can have
+  int64_t shared_per_block;      // bytes a block can have
   bool warpgroups = arch == 90;  // the library has kernels for sm_90a
 };
 
@@ -280,8 +280,17 @@ constexpr int64_t kGraphLeastRows = 8;  // of a block that keeps its rows
 // Elements from row to row of the weights.
 VTKERNELS_INLINE constexpr int64_t graph_stride(int64_t n) { return round_up(n, 4); }
 
+// What the blocks of the steps tell each other: a share and of which step it is.
+constexpr int kGraphWord = 8;
+
 // Images that `rows` rows one after the other can belong to.
 VTKERNELS_INLINE constexpr int64_t graph_images(int64_t rows, int64_t n) { return (rows + n - 2) / n + 1; }
+
+// Bytes of shared memory of a block that keeps `rows` rows: their weights, the shares of their images, and of each row the sum
+// of its weights and its edges.
+VTKERNELS_INLINE constexpr int64_t graph_shared(int64_t rows, int64_t n) {
+  return 4 * (graph_stride(n) * (rows + graph_images(rows, n)) + 2 * round_up(rows, 4));
+}
 
 // Elements from row to row of features that are copied into the workspace.
 VTKERNELS_INLINE constexpr int64_t graph_packed_stride(int64_t channels) { return round_up(channels, 8); }
@@ -296,7 +305,8 @@ struct GraphPlan : Plan {
 // `boxes`: the copy engine can read the features as they lie. Which tiles are taken depends on the GPU, the tokens and the
 // element type alone: an image has the same bits in any batch and any layout. All blocks of the steps run at the same time,
 // one on each multiprocessor at most.
-inline GraphPlan plan_graph_propagate(const Gpu& gpu, int64_t images, int64_t n, int64_t channels, int64_t element, bool boxes) {
+inline GraphPlan plan_graph_propagate(const Gpu& gpu, int64_t images, int64_t n, int64_t channels, int64_t element,
+                                      bool boxes) {
   const int64_t rows = images * n, warps = kGraphThreads / 32, stride = graph_stride(n);
   GraphPlan plan{};
   plan.wide = gpu.warpgroups && element == 2 && channels > 0 && kWideShared <= gpu.shared_per_block &&
@@ -311,13 +321,14 @@ inline GraphPlan plan_graph_propagate(const Gpu& gpu, int64_t images, int64_t n,
   }
   plan.rows = (rows + gpu.multiprocessors - 1) / gpu.multiprocessors;
   if (plan.rows < kGraphLeastRows) plan.rows = kGraphLeastRows;
-  const int64_t kept = n == 0 ? 0 : 4 * stride * (plan.rows + graph_images(plan.rows, n));
+  const int64_t kept = n == 0 ? 0 : graph_shared(plan.rows, n);
   plan.resident = kept <= gpu.shared_per_block;
   const int64_t of_block = plan.resident ? plan.rows : warps, wanted = (rows + of_block - 1) / of_block;
   plan.shape[plan.launches++] = {wanted < gpu.multiprocessors ? wanted : gpu.multiprocessors, 1, plan.resident ? kept : 0, 1,
                                  true};
   plan.path = plan.wide ? (plan.resident ? "wide, resident" : "wide") : plan.resident ? "resident" : "grid";
   plan.workspace = 4 * (round_up(rows * stride, 32) + 4 * round_up(rows, 32) + round_up(2 * rows, 32) + 32);
+  plan.workspace += 2 * kGraphWord * round_up(images * stride, 32);
   if (plan.packed) plan.workspace += 2 * rows * graph_packed_stride(channels);
   return plan;
 }
