@@ -48,8 +48,8 @@ def wide(op, draw, n):
 @pytest.mark.parametrize("op", LAUNCHES)
 def test_every_plan_gives_the_same_bits(op, n, dtype):
     """Cluster shapes, paths and the number of blocks decide who computes what, never the result. The two paths of the attention
-    add the heads in another order; which of them runs depends on the GPU and the tokens alone. So do the tiles of the graph: the
-    wide ones have norms that are added up in another order."""
+    add the heads in another order, and norms are added up in another order for the wide tiles of the graph; which of them runs
+    depends on the GPU and the tokens alone."""
     arguments = wide(op, Draw(n, dtype), n)
     results: dict[str, list] = {}
     for gpu in EVERY.values():
@@ -177,9 +177,29 @@ def verdict(kernel: str) -> str:
     return message.value.decode()
 
 
-RIGHT = ("barrier", "barrier of the warp", "barrier of the cluster", "atomics", "copies", "shuffles and votes")
+RIGHT = (
+    "barrier",
+    "barrier of the warp",
+    "barrier of the cluster",
+    "atomics",
+    "copies",
+    "shuffles and votes",
+    "products of boxes",
+    "products of boxes for two blocks",
+    "words",
+)
 READ, WRITE = "wrote without a barrier in between", "reads without a barrier in between"
+BOX = "thread 0 of block 0 has a box copied over one that may not have been multiplied"
 WRONG = {
+    "box not received": "multiplies a box before it came",
+    "product not waited for": "wrong result",
+    "arrival before the product": BOX,
+    "warp that does not arrive": "128 threads wait at a barrier",
+    "box without room": BOX,
+    "box over a box": "has a box copied over one that has not come",
+    "box over what the other block multiplies": f"{BOX} (shared byte 8192 of block 1)",
+    "product of what a thread wrote": "multiplies what a thread wrote, which the tensor cores may not see",
+    "word that nobody posts": "128 threads wait at a barrier",
     "no barrier": READ,
     "barrier of the warp for the block": READ,
     "barrier of the block for the cluster": READ,
