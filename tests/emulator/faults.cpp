@@ -74,7 +74,7 @@ struct Warpgroup {
       m.open_mailbox(full);
       m.open_mailbox(empty, a.fault == Fault::other_block ? 4 : 4 * blocks);
     }
-    if (a.fault == Fault::written) rows[m.thread()] = 0;
+    for (int i = m.thread(); a.fault == Fault::written && i < kRows * 128; i += threads) rows[i] = 0;
     m.sync_cluster();
     for (int round = 0; round < 2; ++round) {
       if (m.thread() == 0) {
