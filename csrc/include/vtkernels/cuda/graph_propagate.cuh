@@ -378,18 +378,16 @@ struct GraphResidentSteps {
         }
       }
       m.sync();
-      for (int r = m.warp(); r < rows; r += m.warps()) {
-        const int row = first + r, b = row / a.n - image;
-        const float score = graph_sum(m, to, [&](int column) {
-          const GraphFour w = weights[(r * stride + column) / 4], share = shares[(b * stride + column) / 4];
-          float sum = 0;
-          for (int e = 0; e < 4; ++e) sum = fmaf(w.x[e], share.x[e], sum);
-          return sum;
-        });
-        if (m.lane() != 0) continue;
-        const float total = totals[r];
+      for (int r = 2 * m.warp(); r < rows; r += 2 * m.warps()) {
+        const int second = r + 1 < rows ? r + 1 : r;
+        const int b = (first + r) / a.n - image, b_second = (first + second) / a.n - image;
+        const Scores scores = multiply(m, weights + r * stride / 4, weights + second * stride / 4, shares + b * stride / 4,
+                                       shares + b_second * stride / 4, b != b_second, stride);
+        const int own = r + m.lane(), row = first + own;
+        if (m.lane() > second - r) continue;
+        const float score = m.lane() == 0 ? scores.first : scores.second, total = totals[own];
         if (i + 1 == a.iterations) {
-          a.write(row, score, degrees[r]);
+          a.write(row, score, degrees[own]);
         } else {
           send(m, a, row, i + 1, total > 0 ? score / total : 0.0f);
         }
@@ -400,6 +398,35 @@ struct GraphResidentSteps {
  private:
   static VTKERNELS_DEVICE int64_t totals_end(const Arguments& a) {
     return graph_shared(a.rows_of_block, a.n) - 4 * round_up(a.rows_of_block, 4);
+  }
+
+  struct Scores {
+    float first, second;
+  };
+
+  // Two rows by the shares of their images, which are read once where it is the same.
+  template <class M, class Fours>
+  static VTKERNELS_DEVICE Scores multiply(M& m, const Fours& w, const Fours& w_second, const Fours& share,
+                                          const Fours& share_second, bool two_images, int stride) {
+    Scores sum{0.0f, 0.0f};
+#pragma unroll 4
+    for (int i = m.lane(); i < stride / 4; i += 32) {
+      const GraphFour x = w[i], x_second = w_second[i], y = share[i];
+      GraphFour y_second = y;
+      if (two_images) y_second = share_second[i];
+      float first = 0, second = 0;
+      for (int e = 0; e < 4; ++e) {
+        first = fmaf(x.x[e], y.x[e], first);
+        second = fmaf(x_second.x[e], y_second.x[e], second);
+      }
+      sum.first += first;
+      sum.second += second;
+    }
+    for (int mask = 16; mask > 0; mask /= 2) {
+      sum.first += m.shuffle_xor(sum.first, mask);
+      sum.second += m.shuffle_xor(sum.second, mask);
+    }
+    return sum;
   }
 
   // To whoever computes step i.
