@@ -331,7 +331,7 @@ struct GraphSteps {
 // of the step between from all, and they had read theirs before they sent.
 struct GraphResidentSteps {
   static constexpr const char* name = "graph_propagate resident steps";
-  static constexpr int threads = kGraphThreads;
+  static constexpr int threads = kGraphResidentThreads;
   using Arguments = GraphStepsArguments;
 
   template <class M>
@@ -369,12 +369,9 @@ struct GraphResidentSteps {
     for (int i = 0; i < a.iterations; ++i) {
       m.sync();  // all have read the shares of the step before
       for (int b = 0; b < images; ++b) {
-        for (int column = 2 * m.thread(); column < stride; column += 2 * m.threads()) {
-          uint64_t two[2];
-          receive(m, to.word[i % 2] + int64_t{image + b} * stride + column, i, a.n - column, two);
-          const auto share = m.template shared<float>(int64_t{4} * ((a.rows_of_block + b) * stride + column));
-          share[0] = float_from_bits(static_cast<uint32_t>(two[0]));
-          share[1] = float_from_bits(static_cast<uint32_t>(two[1]));
+        const uint64_t* words = to.word[i % 2] + int64_t{image + b} * stride;
+        for (int column = 4 * m.thread(); column < stride; column += 4 * m.threads()) {
+          shares[(b * stride + column) / 4] = receive(m, words + column, i, a.n - column);
         }
       }
       m.sync();
@@ -436,16 +433,19 @@ struct GraphResidentSteps {
     m.post(a.buffers.word[i % 2] + row / a.n * a.buffers.stride + row % a.n, step << 32 | bits_from_float(share));
   }
 
-  // Two words of step i, of which `valid` are sent; 0 for the others.
+  // Four shares of step i, of which `valid` are sent; 0 for the others.
   template <class M>
-  static VTKERNELS_DEVICE void receive(M& m, const uint64_t* at, int i, int valid, uint64_t (&two)[2]) {
-    const auto of_step = [&](int e) {
-      return e >= valid || static_cast<uint32_t>(two[e] >> 32) == static_cast<uint32_t>(i) + 1;
-    };
-    for (m.look(at, two); !of_step(0) || !of_step(1); m.look(at, two)) m.pause();
-    for (int e = 0; e < 2; ++e) {
-      if (e >= valid) two[e] = 0;
+  static VTKERNELS_DEVICE GraphFour receive(M& m, const uint64_t* at, int i, int valid) {
+    uint64_t words[2][2];
+    for (bool all = false; !all;) {
+      all = true;
+      for (int pair = 0; pair < 2; ++pair) m.look(at + 2 * pair, words[pair]);
+      for (int e = 0; e < 4; ++e) all &= e >= valid || static_cast<int>(words[e / 2][e % 2] >> 32) == i + 1;
+      if (!all) m.pause();
     }
+    GraphFour four;
+    for (int e = 0; e < 4; ++e) four.x[e] = e < valid ? float_from_bits(static_cast<uint32_t>(words[e / 2][e % 2])) : 0.0f;
+    return four;
   }
 };
 
