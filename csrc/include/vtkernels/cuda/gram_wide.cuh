@@ -50,10 +50,16 @@ template <class T>
 struct GramWide {
   static constexpr bool bfloat16 = std::is_same_v<T, BFloat16>;
   static constexpr int channels = kGramBytes / 2, steps = channels / 16, multipliers = kWideThreads / 128 - 1;
+  static constexpr int warps = 4 * multipliers;
   static constexpr int half_bytes = kWideRows / kWideCluster * kGramBytes, row_bytes = kWideRows * kGramBytes;
 
-  // Calls finish(total) in the threads that have products: total[4 c + 2 r + e] is that of row(r) with column(c) + e of the
-  // tile. All threads of the cluster call this.
+  // In shared memory when all is done, where the stages were. The threads of a warp write to no more than two places of a bank,
+  // and read a row or a column from a bank each.
+  static constexpr int pitch = kWideColumns + 5;
+  static_assert(4 * kWideRows * pitch <= kWideStages * kWideStageBytes, "in place of the stages");
+
+  // Calls finish(products) in the warps that multiply, which share them: products[row * pitch + column] of the tile. It passes
+  // one barrier of the block. All threads of the cluster call this.
   template <class M, class Finish>
   static VTKERNELS_DEVICE void run(M& m, const WideMaps& maps, int image, const WidePlace& place, int stages,
                                    const Finish& finish) {
@@ -69,22 +75,22 @@ struct GramWide {
     if (m.thread() >= 128 * multipliers) {
       m.template fewer_registers<32>();
       if (m.thread() == 128 * multipliers) copy(m, maps, image, place, stages, full, empty);
+      for (int barrier = 0; barrier < 3; ++barrier) m.sync();
     } else {
       m.template more_registers<160>();
       float total[64] = {};
       multiply(m, stages, full, empty, total);
-      finish(total);
+      const auto products = m.template shared<float>(0);
+      m.sync();  // all have read the last stages
+#pragma unroll
+      for (int e = 0; e < 64; ++e) {
+        const int row = 16 * m.warp() + e / 2 % 2 * 8 + m.lane() / 4, column = e / 4 * 8 + m.lane() % 4 * 2 + e % 2;
+        products[row * pitch + column] = total[e];
+      }
+      m.sync();
+      finish(products);
     }
     m.sync_cluster();  // nobody leaves while the other block still sends
-  }
-
-  template <class M>
-  static VTKERNELS_DEVICE int row(M& m, int r) {
-    return 16 * m.warp() + 8 * r + m.lane() / 4;
-  }
-  template <class M>
-  static VTKERNELS_DEVICE int column(M& m, int c) {
-    return 8 * c + m.lane() % 4 * 2;
   }
 
  private:

@@ -202,40 +202,45 @@ struct GraphWideWeights {
     if constexpr (M::warpgroups) {
       const int cluster = m.block_x() / kWideCluster, b = cluster / a.clusters;
       const WidePlace place = WidePlace::of(cluster % a.clusters, m.cluster_rank());
-      GramWide<T>::run(m, a.maps, b, place, a.stages, [&](const float (&total)[64]) { write(m, a, b, place, total); });
+      GramWide<T>::run(m, a.maps, b, place, a.stages, [&](const auto& products) { write(m, a, b, place, products); });
     }
   }
 
  private:
-  struct alignas(8) Two {
-    float x[2];
-  };
+  static constexpr int pitch = GramWide<T>::pitch, warps = GramWide<T>::warps;
 
-  template <class M>
-  static VTKERNELS_DEVICE void write(M& m, const Arguments& a, int b, const WidePlace& place, const float (&total)[64]) {
+  // Rows of the tile as rows, then its columns as rows.
+  template <class M, class Products>
+  static VTKERNELS_DEVICE void write(M& m, const Arguments& a, int b, const WidePlace& place, const Products& products) {
+    constexpr int share = kWideColumns / 32;
     const Direction* directions = a.buffers.direction + int64_t{b} * a.n;
     const auto direction = [&](int i) { return i < a.n ? directions[i] : Direction{0.0f, 0.0f}; };
-    float* weight = a.buffers.weight + a.buffers.stride * a.n * b;
     const int stride = static_cast<int>(a.buffers.stride);
-    Direction of_row[2];
+    float* weight = a.buffers.weight + a.buffers.stride * a.n * b;
+    Direction of_column[share];
 #pragma unroll
-    for (int r = 0; r < 2; ++r) of_row[r] = direction(place.row + GramWide<T>::row(m, r));
+    for (int c = 0; c < share; ++c) of_column[c] = direction(place.column + 32 * c + m.lane());
+#pragma unroll 1
+    for (int r = m.warp(); r < kWideRows; r += warps) {
+      const int i = place.row + r;
+      const Direction of_row = direction(i);
 #pragma unroll
-    for (int c = 0; c < 16; ++c) {
-      const int j = place.column + GramWide<T>::column(m, c);
-      const Direction of_column[2]{direction(j), direction(j + 1)};
+      for (int c = 0; c < share; ++c) {
+        const int local = r * pitch + 32 * c + m.lane(), j = place.column + 32 * c + m.lane();
+        const float cosine = Direction::cosine(products[local], of_row, of_column[c]);
+        const float w = i == j ? graph_own(cosine) : graph_edge(cosine, a.threshold, a.temperature);
+        products[local] = w;
+        if (j <= i && i < a.n) weight[int64_t{i} * stride + j] = w;
+      }
+    }
+    m.sync();
+#pragma unroll 1
+    for (int c = m.warp(); c < kWideColumns; c += warps) {
+      const int j = place.column + c;
 #pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        const int i = place.row + GramWide<T>::row(m, r);
-        if (i < j || i >= stride) continue;
-        Two w;
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          const float cosine = Direction::cosine(total[4 * c + 2 * r + e], of_row[r], of_column[e]);
-          w.x[e] = i == j + e ? graph_own(cosine) : graph_edge(cosine, a.threshold, a.temperature);
-          if (i >= j + e && j + e < a.n) weight[int64_t{j + e} * stride + i] = w.x[e];
-        }
-        if (i < a.n && i > j) *reinterpret_cast<Two*>(weight + int64_t{i} * stride + j) = w;
+      for (int r = m.lane(); r < kWideRows; r += 32) {
+        const int i = place.row + r;
+        if (j < i && i < stride && j < a.n) weight[int64_t{j} * stride + i] = products[r * pitch + c];
       }
     }
   }
