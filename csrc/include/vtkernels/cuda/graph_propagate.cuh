@@ -220,10 +220,11 @@ struct GraphWideWeights {
     Direction of_column[share];
 #pragma unroll
     for (int c = 0; c < share; ++c) of_column[c] = direction(place.column + 32 * c + m.lane());
+    const Direction of_rows = direction(place.row + m.warp() + m.lane() % (kWideRows / warps) * warps);
 #pragma unroll 1
-    for (int r = m.warp(); r < kWideRows; r += warps) {
-      const int i = place.row + r;
-      const Direction of_row = direction(i);
+    for (int k = 0; k < kWideRows / warps; ++k) {
+      const int r = m.warp() + k * warps, i = place.row + r;
+      const Direction of_row{m.shuffle(of_rows.power, k), m.shuffle(of_rows.fraction, k)};
 #pragma unroll
       for (int c = 0; c < share; ++c) {
         const int local = r * pitch + 32 * c + m.lane(), j = place.column + 32 * c + m.lane();
