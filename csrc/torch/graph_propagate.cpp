@@ -29,8 +29,8 @@ std::tuple<Tensor, Tensor> graph_propagate(Tensor features, double threshold, do
     const Workspace workspace(features, plan.workspace);
     // what is above 0 in float64 stays above 0 in float32
     const auto narrow = [](double x) { return std::max(static_cast<float>(x), std::numeric_limits<float>::min()); };
-    cuda::graph_propagate(plan, x, lengths(valid), {narrow(threshold), narrow(temperature), iterations},
-                          output<float>(scores), output<int32_t>(degree), workspace.data(), gpu.stream());
+    cuda::graph_propagate(plan, x, lengths(valid), {narrow(threshold), narrow(temperature), iterations}, output<float>(scores),
+                          output<int32_t>(degree), workspace.data(), gpu.stream());
     return {scores, degree};
   }
 #endif
