@@ -70,43 +70,14 @@ struct GraphDirections {
     const Features<T>& x = a.features;
     const int64_t b = m.block_x() / a.blocks;
     const int first = m.block_x() % a.blocks * rows, valid = static_cast<int>(x.lengths(b, x.n));
-    const int g = m.lane() / 4, t = m.lane() % 4, stages = static_cast<int>((x.channels + channels - 1) / channels);
+    const int g = m.lane() / 4, t = m.lane() % 4;
     if (m.block_x() == 0 && m.thread() == 0) *a.buffers.arrived = 0;
 
-    // A warp has the diagonal of 16 x 16 products: of rows g and g + 8, in the lanes that it passes through.
-    float square[2] = {};
-#pragma unroll 2
-    for (int stage = m.warp(); stage < stages; stage += threads / 32) {
-      Pack part[2][2];
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-#pragma unroll
-        for (int p = 0; p < 2; ++p) {
-          const int row = first + g + 8 * r, channel = stage * channels + 4 * pack * p + pack * t;
-          part[r][p] = load(x, b, row, channel, valid);
-          if (a.packed) store(a, b, row, channel, part[r][p]);
-        }
-      }
-      float c[2][4] = {};
-#pragma unroll
-      for (int p = 0; p < 2; ++p) {
-#pragma unroll
-        for (int w = 0; w < 4; w += 2) {
-          const uint32_t upper[2]{part[0][p].words[w], part[0][p].words[w + 1]};
-          const uint32_t lower[2]{part[1][p].words[w], part[1][p].words[w + 1]};
-          const uint32_t both[4]{upper[0], lower[0], upper[1], lower[1]};
-          m.template mma<bfloat16>(c[0], both, upper);
-          m.template mma<bfloat16>(c[1], both, lower);
-        }
-      }
-      square[0] += g % 2 ? c[0][1] : c[0][0];
-      square[1] += g % 2 ? c[1][3] : c[1][2];
-    }
-
+    const Squares square = x.sixteens ? squares<true>(m, a, b, first, valid) : squares<false>(m, a, b, first, valid);
     const auto parts = m.template shared<float>(0);
     if (g / 2 == t) {
-      parts[m.warp() * rows + g] = square[0];
-      parts[m.warp() * rows + g + 8] = square[1];
+      parts[m.warp() * rows + g] = square.of[0];
+      parts[m.warp() * rows + g + 8] = square.of[1];
     }
     m.sync();
     const int row = first + m.thread();
@@ -122,11 +93,58 @@ struct GraphDirections {
     uint32_t words[pack / 2];
   };
 
+  // A warp's share of the stages: the diagonal of 16 x 16 products, of rows g and g + 8 in the lanes that it passes through.
+  struct Squares {
+    float of[2];
+  };
+
+  template <bool Sixteens, class M>
+  static VTKERNELS_DEVICE Squares squares(M& m, const Arguments& a, int64_t b, int first, int valid) {
+    const Features<T>& x = a.features;
+    const int g = m.lane() / 4, t = m.lane() % 4, stages = static_cast<int>((x.channels + channels - 1) / channels);
+    Squares square{{0.0f, 0.0f}};
+#pragma unroll(Sixteens ? 4 : 1)
+    for (int stage = m.warp(); stage < stages; stage += threads / 32) {
+      Pack part[2][2];
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+#pragma unroll
+        for (int p = 0; p < 2; ++p) {
+          const int row = first + g + 8 * r, channel = stage * channels + 4 * pack * p + pack * t;
+          part[r][p] = load<Sixteens>(x, b, row, channel, valid);
+          if (a.packed) store(a, b, row, channel, part[r][p]);
+        }
+      }
+      float c[2][4] = {};
+#pragma unroll
+      for (int p = 0; p < 2; ++p) {
+#pragma unroll
+        for (int w = 0; w < 4; w += 2) {
+          const uint32_t upper[2]{part[0][p].words[w], part[0][p].words[w + 1]};
+          const uint32_t lower[2]{part[1][p].words[w], part[1][p].words[w + 1]};
+          const uint32_t both[4]{upper[0], lower[0], upper[1], lower[1]};
+          m.template mma<bfloat16>(c[0], both, upper);
+          m.template mma<bfloat16>(c[1], both, lower);
+        }
+      }
+      square.of[0] += g % 2 ? c[0][1] : c[0][0];
+      square.of[1] += g % 2 ? c[1][3] : c[1][2];
+    }
+    return square;
+  }
+
+  // Without a branch where it is one load, so that those of several stages are under way together.
+  template <bool Sixteens>
   static VTKERNELS_DEVICE Pack load(const Features<T>& x, int64_t b, int row, int channel, int valid) {
     const T* from = x.data + b * x.stride[0] + row * x.stride[1] + channel * x.stride[2];
+    const bool inside = row < valid && channel < x.channels;
     Pack values{};
-    if (row >= valid || channel >= x.channels) return values;
-    if (x.sixteens) return *reinterpret_cast<const Pack*>(from);
+    if constexpr (Sixteens) {
+      const Pack loaded = *reinterpret_cast<const Pack*>(inside ? from : x.data);
+      for (int w = 0; w < pack / 2; ++w) values.words[w] = inside ? loaded.words[w] : 0;
+      return values;
+    }
+    if (!inside) return values;
 #pragma unroll
     for (int e = 0; e < pack; ++e) {
       const uint32_t bits = channel + e < x.channels ? from[e * x.stride[2]].bits : 0;

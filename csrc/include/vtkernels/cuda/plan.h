@@ -275,7 +275,7 @@ inline GreedyPlan plan_coverage_select(const Gpu& gpu, int64_t images, int64_t i
 constexpr int kGraphThreads = 1024;
 constexpr int kGraphResidentThreads = 640;
 constexpr int kGraphDirectionRows = 16;  // of a block
-constexpr int kGraphDirectionThreads = 256;
+constexpr int kGraphDirectionThreads = 512;
 constexpr int64_t kGraphLeastRows = 8;  // of a block that keeps its rows
 
 // Elements from row to row of the weights.
