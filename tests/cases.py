@@ -32,9 +32,11 @@ def backends_of(op: str) -> tuple[str, ...]:
 
 def dtypes_of(backend: str) -> tuple[torch.dtype, ...]:
     """The dtypes that ``backend`` takes: GPU kernels keep float32 state and refuse float64 (``test_triton.py``). What depends
-    on the dtype does not depend on the GPU, so half types are emulated on one."""
+    on the dtype does not depend on the GPU, so half types are emulated on one; but wide tiles have nothing else."""
     if backend == "sm_80":
         return DTYPES[:1]
+    if backend == "sm_90 wide":
+        return DTYPES[1:3]
     return DTYPES[:-1] if backend == "triton" or backend in GPUS else DTYPES
 
 

@@ -20,7 +20,7 @@ from vtkernels._ops import NAMESPACE
 from vtkernels._schemas import OUT, SHAPES
 
 # architecture, multiprocessors, bytes of shared memory of a block
-GPUS = {"sm_90": (90, 132, 48 * 1024), "sm_80": (80, 3, 48 * 1024)}
+GPUS = {"sm_90": (90, 132, 48 * 1024), "sm_80": (80, 3, 48 * 1024), "sm_90 wide": (90, 1, 227 * 1024)}
 CHOSEN: set[tuple[str, str]] = set()  # every op and path of the planner that has run
 
 
@@ -66,7 +66,9 @@ def gpus_of(op: str) -> tuple[str, ...]:
     """Where the GPUs differ in nothing but the number of blocks, one is enough: ``test_cuda_emulated.py`` has the other."""
     if op not in LAUNCHES or build.why_not():
         return ()
-    return ("sm_90",) if op in ("topk_select", "compact_", "graph_propagate") else tuple(GPUS)
+    if op == "graph_propagate":  # wide tiles, where there are more of them than a third of the multiprocessors
+        return ("sm_90", "sm_90 wide")
+    return ("sm_90",) if op in ("topk_select", "compact_") else ("sm_90", "sm_80")
 
 
 @contextlib.contextmanager

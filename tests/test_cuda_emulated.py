@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 
 import pytest
 import torch
-from cases import Draw, assert_same, example, replace, run
+from cases import Draw, arrange, assert_same, example, replace, rows_of, run, similar
 from emulated import CHOSEN, GPUS, LAUNCHES, emulated
 from emulator import build
 from golden import scope_case
-from oracles import check_selection, coverage_problems, scope_problems
+from oracles import check_selection, clear_threshold, coverage_problems, scope_problems
 
 import vtkernels as vt
 from vtkernels._schemas import SCHEMAS
@@ -48,19 +49,24 @@ def wide(op, draw, n):
 @pytest.mark.parametrize("op", LAUNCHES)
 def test_every_plan_gives_the_same_bits(op, n, dtype):
     """Cluster shapes, paths and the number of blocks decide who computes what, never the result. The two paths of the attention
-    add the heads in another order; which of them runs depends on the GPU and the tokens alone."""
+    add the heads in another order, and norms are added up in another order for the wide tiles of the graph; which of them runs
+    depends on the GPU and the tokens alone."""
     arguments = wide(op, Draw(n, dtype), n)
     results: dict[str, list] = {}
     for gpu in EVERY.values():
         CHOSEN.clear()
         result = on(gpu, op, arguments)
         ((_, path),) = CHOSEN
-        results.setdefault(path if "attention" in op else "", []).append(result)
+        results.setdefault(path if "attention" in op else "wide" if "wide" in path else "", []).append(result)
     for first, *others in results.values():
         for other in others:
             assert_same(other, first)
-    assert len(results) == (2 if "attention" in op else 1)
-    if len(results) == 2:
+    wide_too = op == "graph_propagate" and dtype == torch.float16
+    assert len(results) == (2 if "attention" in op or wide_too else 1)
+    if wide_too:
+        assert results["wide"][0][1].equal(results[""][0][1])
+        torch.testing.assert_close(results["wide"][0][0], results[""][0][0], rtol=2e-5, atol=0)
+    elif len(results) == 2:
         torch.testing.assert_close(results["heads"][0][-1], results["cluster"][0][-1], rtol=1e-6, atol=1e-9)
 
 
@@ -80,6 +86,9 @@ def test_every_path_is_taken():
         arguments = wide(op, Draw(), 100)
         for gpu in (REAL["sm_90"], *((80, 3, shared) for shared in range(8 * 1024, 96 * 1024, 8 * 1024))):
             on(gpu, op, arguments | ({"k": 1} if "k" in arguments else {}))
+    for multiprocessors in (1, 4):
+        half = {"features": Draw(dtype=torch.float16).normal(1, 300, 8)}
+        on((90, multiprocessors, REAL["sm_90"][2]), "graph_propagate", half)
     on(REAL["sm_90"], "topk_select", {"scores": Draw().normal(1, 1100), "k": 3})
     on(REAL["sm_90"], "compact_", {"tokens": torch.ones(1, 3, 8), "indices": torch.tensor([[0, 2]])})
     want = {
@@ -87,9 +96,34 @@ def test_every_path_is_taken():
         *((op, path) for op in ("scope_select", "coverage_select") for path in ("resident", "streamed", "streamed, state too")),
         *(("topk_select", path) for path in ("count", "radix")),
         *(("compact_", path) for path in ("16 bytes", "elements")),
-        ("graph_propagate", "grid"),
+        *(("graph_propagate", path) for path in ("grid", "resident", "wide", "wide, resident")),
     }
     assert want == CHOSEN
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+@pytest.mark.parametrize(("n", "d"), [(193, 8), (260, 330)])
+def test_wide_tiles(n, d, dtype):
+    """Several clusters an image and more stages than there is room for; and what is in one row stays in it."""
+    features = similar(Draw(n, dtype), 2, n, d)
+    lengths = torch.tensor([n, n - 70])
+    threshold = clear_threshold(features, 0.5, lengths=lengths)
+    features[0, [3, 100, n - 1]] = torch.tensor([math.nan, math.inf, 0.0], dtype=dtype).reshape(3, 1)
+    features[1, n - 70 :] = math.nan
+    arguments = {"features": features, "threshold": threshold, "lengths": lengths}
+    CHOSEN.clear()
+    scores, degree = on(GPUS["sm_90 wide"], "graph_propagate", arguments)
+    assert all("wide" in path for _, path in CHOSEN)
+    narrow = on(GPUS["sm_80"], "graph_propagate", arguments)
+    assert degree.equal(narrow[1])
+    torch.testing.assert_close(scores, narrow[0], rtol=2e-5, atol=0)
+    assert not scores[1, n - 70 :].any() and not degree[0, [3, 100, n - 1]].any()
+    assert_same(on(GPUS["sm_90 wide"], "graph_propagate", rows_of(arguments, [1])), (scores[1:2], degree[1:2]))
+    for layout in ("batch_inside", "misaligned"):  # the copy engine can read the first
+        laid = {**arguments, "features": arrange(features, layout)}
+        with emulated(*GPUS["sm_90 wide"]):
+            assert_same(run("graph_propagate", laid), (scores, degree))
 
 
 @pytest.mark.kernels
@@ -228,9 +262,30 @@ def verdict(kernel: str) -> str:
     return message.value.decode()
 
 
-RIGHT = ("barrier", "barrier of the warp", "barrier of the cluster", "atomics", "copies", "shuffles and votes", "letters")
+RIGHT = (
+    "barrier",
+    "barrier of the warp",
+    "barrier of the cluster",
+    "atomics",
+    "copies",
+    "shuffles and votes",
+    "products of boxes",
+    "products of boxes for two blocks",
+    "words",
+    "letters",
+)
 READ, WRITE = "wrote without a barrier in between", "reads without a barrier in between"
+BOX = "thread 0 of block 0 has a box copied over one that may not have been multiplied"
 WRONG = {
+    "box not received": "multiplies a box before it came",
+    "product not waited for": "wrong result",
+    "arrival before the product": BOX,
+    "warp that does not arrive": "128 threads wait at a barrier",
+    "box without room": BOX,
+    "box over a box": "has a box copied over one that has not come",
+    "box over what the other block multiplies": f"{BOX} (shared byte 8192 of block 1)",
+    "product of what a thread wrote": "multiplies what a thread wrote, which the tensor cores may not see",
+    "word that nobody posts": "128 threads wait at a barrier",
     "no barrier": READ,
     "barrier of the warp for the block": READ,
     "barrier of the block for the cluster": READ,

@@ -120,10 +120,41 @@ def test_attention_is_one_launch_where_there_are_clusters():
         assert plan(op, 90, heads=1)["launches"][0]["cluster"] == 1
 
 
-def test_graph_blocks_wait_for_each_other_and_fit():
-    weights, steps = plan("graph_propagate", n=2304, d=4096)["launches"]
-    assert weights["blocks"] == 36 * 37 // 2 and not weights["resident"]
-    assert steps["resident"] and steps["blocks"] == 72
+def test_graph_of_one_image_keeps_its_weights_in_shared_memory():
+    """One wave of wide tiles, two blocks a cluster; then every multiprocessor has its rows."""
+    got = plan("graph_propagate", n=2304, d=4096)
+    assert got["path"] == "wide, resident"
+    directions, weights, steps = got["launches"]
+    assert directions["blocks"] == 2304 // 16
+    assert weights["blocks"] == 126 <= got["multiprocessors"] and weights["cluster"] == 2
+    assert steps["resident"] and steps["blocks"] == 2304 // 18
+    assert 18 * 2304 * 4 < steps["shared"] <= got["shared_per_block"]
+
+
+@pytest.mark.parametrize(("arch", "element"), [(80, 2), (89, 2), (100, 2), (90, 4)])
+def test_graph_has_wide_tiles_of_half_types_where_there_are_warpgroups(arch, element):
+    got = plan("graph_propagate", arch, 2304, 4096, element=element)
+    assert "wide" not in got["path"]
+    assert got["launches"][0]["blocks"] == 36 * 37 // 2
+
+
+def test_tiles_of_the_graph_do_not_depend_on_the_batch():
+    for n, wide in ((576, False), (1152, False), (1153, True), (2304, True)):
+        for images in (1, 2, 64):
+            assert ("wide" in plan("graph_propagate", n=n, images=images)["path"]) == wide
+
+
+def test_features_that_the_copy_engine_cannot_read_are_copied():
+    got = [plan("graph_propagate", n=2304, d=d)["workspace"] for d in (64, 65)]
+    assert got[1] - got[0] == 2304 * 72 * 2
+
+
+def test_graph_that_does_not_fit_is_read_from_the_cache():
+    for n, images in ((4096, 1), (2304, 2)):
+        got = plan("graph_propagate", n=n, images=images)
+        assert got["path"] == "wide"
+        steps = got["launches"][-1]
+        assert steps["resident"] and steps["blocks"] <= got["multiprocessors"] and steps["shared"] == 0
 
 
 def test_long_rows_are_ranked_by_digits():

@@ -18,6 +18,9 @@ Gpu ask(int device) {
           attribute(cudaDevAttrMultiProcessorCount),
           attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin),
           {}};
+#if !defined(VTKERNELS_SM90A)
+  gpu.warpgroups = false;
+#endif
   if (gpu.arch < 90) return gpu;
   for (int i = 0; i < 3; ++i) gpu.clusters[i] = greedy_clusters(2 << i, gpu.shared_per_block);
   return gpu;

@@ -23,12 +23,14 @@ std::tuple<Tensor, Tensor> graph_propagate(Tensor features, double threshold, do
   if (features.is_cuda()) {
     check_gpu_floats(op, "features", features);
     const OnGpu gpu(features);
-    const cuda::Plan plan = cuda::plan_graph_propagate(cuda::gpu(gpu.device()), b, n);
+    const Array<3> x = array<3>(features);
+    const cuda::GraphPlan plan =
+        cuda::plan_graph_propagate(cuda::gpu(gpu.device()), b, n, x.size[2], element_size(x.dtype), cuda::in_boxes(x));
     const Workspace workspace(features, plan.workspace);
     // what is above 0 in float64 stays above 0 in float32
     const auto narrow = [](double x) { return std::max(static_cast<float>(x), std::numeric_limits<float>::min()); };
-    cuda::graph_propagate(plan, array<3>(features), lengths(valid), {narrow(threshold), narrow(temperature), iterations},
-                          output<float>(scores), output<int32_t>(degree), workspace.data(), gpu.stream());
+    cuda::graph_propagate(plan, x, lengths(valid), {narrow(threshold), narrow(temperature), iterations}, output<float>(scores),
+                          output<int32_t>(degree), workspace.data(), gpu.stream());
     return {scores, degree};
   }
 #endif

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <limits>
 #include <map>
 #include <memory>
 #include <sstream>
@@ -47,13 +48,20 @@ inline int64_t& exchanges() {
   return count;
 }
 
-// Counts the bytes of the letters of a round.
+// Counts the arrivals of a round, and the bytes of its letters.
 struct Mailbox {
-  bool counts = false;  // of the first block
-  bool told = false;    // how much is expected
+  bool counts = false;            // of the first block
+  int arrivals = 1, arrived = 0;  // wanted and seen in this round
   int64_t expected = 0, come = 0, rounds = 0;
   std::vector<int64_t> known, coming;  // the barriers of every block that the senders knew of: of the last round, of this one
+  std::map<int, int64_t> heard, hearing;  // and those of the warps that arrived
   std::vector<int> waiting;
+};
+
+// A warp whose tensor cores read 1024 bytes of shared memory, and when.
+struct TensorRead {
+  int warp;  // of the whole group
+  Touch when;
 };
 
 struct Warp {
@@ -66,8 +74,9 @@ struct Block {
   Barrier barrier;
   std::vector<Warp> warps;
   std::vector<unsigned char> memory;
-  std::vector<Touch> written, read, read_before;  // the last reader, and the last one that was another thread
-  std::vector<bool> reduced;                      // last written by an atomic, which may follow another one
+  std::vector<Touch> written, read, read_before;            // the last reader, and the last one that was another thread
+  std::vector<bool> reduced;                                // last written by an atomic, which may follow another one
+  std::map<int64_t, std::vector<TensorRead>> tensor_reads;  // by the number of the 1024 bytes, since they were written
   std::map<int64_t, Mailbox> boxes;
 };
 
@@ -100,6 +109,12 @@ struct Group {
   // Until wake() is called for those who sleep there.
   void sleep(std::vector<int>& waiting) {
     waiting.push_back(running);
+    fibers[running].yield();
+  }
+
+  // Until the others have run.
+  void pause() {
+    ready.push_back(running);
     fibers[running].yield();
   }
 
@@ -204,7 +219,8 @@ class Machine {
   }
 
   // A letter that overwrites what its sender cannot know to have been read is an error, and so is to read one before receive().
-  void open_mailbox(Shared<uint64_t> box);
+  void open_mailbox(Shared<uint64_t> box, int arrivals = 1);
+  void arrive(Shared<uint64_t> box, int rank);
   void expect(Shared<uint64_t> box, int bytes);
   template <class T>
   void send(Shared<T> at, int rank, const T& x, Shared<uint64_t> box);
@@ -214,6 +230,16 @@ class Machine {
   T fresh(const T* at) const {
     return *at;
   }
+
+  void post(uint64_t* at, uint64_t word) const {
+    group_->progress = true;
+    *at = word;
+  }
+  void look(const uint64_t* at, uint64_t (&two)[2]) const {
+    if (reinterpret_cast<uintptr_t>(at) % 16 != 0) fail(group_->kernel, ": looks at words that are not aligned to 16");
+    std::copy(at, at + 2, two);
+  }
+  void pause() const { group_->pause(); }
 
   // Copies arrive when they are waited for, and not before.
   template <class T>
@@ -250,6 +276,22 @@ class Machine {
     sync_warp();
   }
 
+  // Warpgroups read shared memory at wgmma_end() and leave nothing in c before; registers are not counted. What a box is copied
+  // over must have been read by warps that have arrived at a mailbox that the copying thread has received from.
+  static constexpr bool warpgroups = true;
+  template <bool Everywhere>
+  void copy_box(Shared<unsigned char> to, const cuda::TensorMap& map, int channel, int row, int image, Shared<uint64_t> box);
+  template <bool BFloat16>
+  void wgmma(float (&c)[64], Shared<unsigned char> a, Shared<unsigned char> b, int step, bool add);
+  void wgmma_begin(float (&c)[64]);
+  void wgmma_end(float (&c)[64]);
+  template <int Count>
+  void fewer_registers() const {}
+  template <int Count>
+  void more_registers() const {}
+  // Whether a warp is known to have passed the barrier that followed a read.
+  bool has_heard(int warp, const Touch& when) const { return heard_.count(warp) != 0 && heard_.at(warp) > when.warp; }
+
   Group& group() const { return *group_; }
   Block& block() const { return *block_; }
   int index() const { return index_; }
@@ -261,7 +303,15 @@ class Machine {
     unsigned char bytes[16];
     int group;
   };
+  // A product that is under way.
+  struct Product {
+    bool bfloat16, add;
+    int64_t a, b;  // bytes of shared memory
+    int step;
+  };
   void arrive(int before);
+  void multiply(const Product& product, float (&c)[64]);
+  uint16_t half_of_row(int64_t rows, int row, int channel);
   Block& of_cluster(int rank) const { return *(block_ - block_->rank + rank); }
   Mailbox& mailbox(Block& block, int64_t box) const {
     const auto found = block.boxes.find(box);
@@ -281,6 +331,10 @@ class Machine {
   std::vector<Copy> copies_;
   std::vector<int64_t> known_;  // barriers that the blocks of the cluster have passed, as far as this thread has been told
   std::map<int64_t, int64_t> received_;
+  std::map<int, int64_t> heard_;  // barriers of the warps that arrived where this thread received
+  bool multiplying_ = false;
+  float before_[64];  // c, while products are under way
+  std::vector<Product> products_;
 };
 
 // A pointer into shared memory that watches every access.
@@ -345,6 +399,8 @@ class Shared {
       block_->written[byte_ + i] = now;
       block_->reduced[byte_ + i] = atomic;
     }
+    for (const TensorRead& read : tensor_reads())
+      ordered(read.when, now, "writes what thread ", " multiplies without a barrier in between");
     std::memcpy(block_->memory.data() + byte_, &x, sizeof x);
   }
 
@@ -362,11 +418,47 @@ class Shared {
     std::memcpy(block_->memory.data() + byte_, &x, sizeof x);
   }
 
- private:
+  // Sixteen bytes of a box that is copied; see deliver().
+  void paste(const unsigned char* from, int64_t known, int64_t box, int64_t round) const {
+    for (int i = 0; i < 16; ++i) {
+      const Touch& writer = block_->written[byte_ + i];
+      if (writer.thread >= 0) complain("has a box copied over what a thread wrote");
+      if (writer.thread == Touch::letter && block_->boxes.at(writer.box).rounds <= writer.round)
+        complain("has a box copied over one that has not come");
+      for (const auto* readers : {&block_->read, &block_->read_before}) {
+        const Touch& reader = (*readers)[byte_ + i];
+        if (reader.thread >= 0 && reader.block >= known && !machine_->has_heard(reader.thread / 32, reader))
+          complain("has a box copied over one that may not have been read");
+      }
+      block_->written[byte_ + i] = {Touch::letter, 0, 0, 0, box, round};
+    }
+    for (const TensorRead& read : tensor_reads()) {
+      if (read.when.block >= known && !machine_->has_heard(read.warp, read.when))
+        complain("has a box copied over one that may not have been multiplied");
+    }
+    std::memcpy(block_->memory.data() + byte_, from, 16);
+  }
+
+  // As the tensor cores read: what a box brought.
+  void check_box() const {
+    check();
+    const Touch& writer = block_->written[byte_];
+    if (writer.thread == Touch::nobody) complain("multiplies what nothing wrote");
+    if (writer.thread >= 0) complain("multiplies what a thread wrote, which the tensor cores may not see");
+    if (!machine_->has_received(writer.box, writer.round)) complain("multiplies a box before it came");
+  }
+
   template <class... Parts>
   [[noreturn]] void complain(const Parts&... parts) const {
     fail(machine_->group().kernel, ": thread ", machine_->thread(), " of block ", machine_->block_x(), " ", parts...,
          " (shared byte ", byte_, " of block ", block_->x, ")");
+  }
+
+ private:
+  const std::vector<TensorRead>& tensor_reads() const {
+    static const std::vector<TensorRead> none;
+    const auto found = block_->tensor_reads.find(byte_ / 1024);
+    return found == block_->tensor_reads.end() ? none : found->second;
   }
 
   void check() const {
@@ -406,18 +498,19 @@ inline void Machine::arrive(int before) {
   copies_ = later;
 }
 
-inline void Machine::open_mailbox(Shared<uint64_t> box) {
+inline void Machine::open_mailbox(Shared<uint64_t> box, int arrivals) {
   const std::vector<int64_t> nothing(group_->cluster);
-  block().boxes[box.place()] = {block().rank == 0, false, 0, 0, 0, nothing, nothing, {}};
+  block().boxes[box.place()] = {block().rank == 0, arrivals, 0, 0, 0, 0, nothing, nothing, {}, {}, {}};
 }
 
 inline void Machine::count(Mailbox& box) {
   group_->progress = true;
-  if (!box.told || box.come < box.expected) return;
+  if (box.arrived < box.arrivals || box.come < box.expected) return;
   if (box.come > box.expected) fail(group_->kernel, ": ", box.come, " bytes of letters where ", box.expected, " were expected");
   box.known = box.coming;
-  box.told = false;
-  box.come = 0;
+  box.heard = box.hearing;
+  box.arrived = 0;
+  box.expected = box.come = 0;
   ++box.rounds;
   exchanges() += box.counts;
   group_->wake(box.waiting);
@@ -425,9 +518,17 @@ inline void Machine::count(Mailbox& box) {
 
 inline void Machine::expect(Shared<uint64_t> at, int bytes) {
   Mailbox& box = mailbox(block(), at.place());
-  if (box.told) fail(group_->kernel, ": a mailbox is told twice in a round what to expect");
-  box.told = true;
-  box.expected = bytes;
+  if (box.arrived == box.arrivals) fail(group_->kernel, ": a mailbox is told twice in a round what to expect");
+  ++box.arrived;
+  box.expected += bytes;
+  count(box);
+}
+
+inline void Machine::arrive(Shared<uint64_t> at, int rank) {
+  Mailbox& box = mailbox(of_cluster(rank), at.place());
+  if (box.arrived == box.arrivals) fail(group_->kernel, ": more than ", box.arrivals, " arrivals in a round of a mailbox");
+  box.hearing[index_ / 32] = warp_->barrier.passed;
+  ++box.arrived;
   count(box);
 }
 
@@ -449,11 +550,130 @@ inline void Machine::receive(Shared<uint64_t> at, int parity) {
   group_->progress = true;
   received_[at.place()] = box.rounds;
   for (int r = 0; r < group_->cluster; ++r) known_[r] = std::max(known_[r], box.known[r]);
+  for (const auto& [warp, passed] : box.heard) heard_[warp] = std::max(heard_[warp], passed);
+}
+
+template <bool Everywhere>
+void Machine::copy_box(Shared<unsigned char> to, const cuda::TensorMap& map, int channel, int row, int image,
+                       Shared<uint64_t> box) {
+  cuda::TensorBoxes boxes;
+  std::memcpy(&boxes, map.opaque, sizeof boxes);
+  if (to.place() % 1024 != 0) to.complain("has a box copied to no multiple of 1024");
+  known_[block().rank] = block().barrier.passed;
+  for (int rank = 0; rank < group_->cluster; ++rank) {
+    if (!Everywhere && rank != block().rank) continue;
+    Block& other = of_cluster(rank);
+    Mailbox& counted = mailbox(other, box.place());
+    for (int r = 0; r < boxes.rows; ++r) {
+      for (int piece = 0; piece < 8; ++piece) {
+        uint16_t halves[8] = {};
+        for (int e = 0; e < 8; ++e) {
+          const int64_t c = channel + 8 * piece + e;
+          if (c >= boxes.channels || row + r >= boxes.n || image >= boxes.images) continue;
+          const auto* line = static_cast<const char*>(boxes.data) + image * boxes.image_bytes + (row + r) * boxes.row_bytes;
+          std::memcpy(&halves[e], line + 2 * c, 2);
+        }
+        unsigned char bytes[16];
+        std::memcpy(bytes, halves, 16);
+        const auto at = (to + 128 * r + 16 * (piece ^ (r & 7))).in(other);
+        at.paste(bytes, known_[rank], box.place(), counted.rounds);
+      }
+    }
+    for (int r = 0; r < boxes.rows; r += 8) other.tensor_reads.erase((to.place() + 128 * r) / 1024);
+    for (int r = 0; r < group_->cluster; ++r) counted.coming[r] = std::max(counted.coming[r], known_[r]);
+    counted.come += int64_t{128} * boxes.rows;
+    count(counted);
+  }
+}
+
+inline void Machine::wgmma_begin(float (&)[64]) {
+  if (!products_.empty()) fail(group_->kernel, ": products begin while others are under way");
+  multiplying_ = true;
+}
+
+template <bool BFloat16>
+void Machine::wgmma(float (&c)[64], Shared<unsigned char> a, Shared<unsigned char> b, int step, bool add) {
+  if (!multiplying_) fail(group_->kernel, ": a product without wgmma_begin()");
+  for (const auto& rows : {a, b}) {
+    if (rows.place() % 1024 != 0) rows.complain("multiplies rows that begin at no multiple of 1024");
+  }
+  if (products_.empty()) {
+    for (int e = 0; e < 64; ++e) {
+      before_[e] = c[e];
+      c[e] = std::numeric_limits<float>::quiet_NaN();
+    }
+  }
+  products_.push_back({BFloat16, add, a.place(), b.place(), step});
+}
+
+inline void Machine::wgmma_end(float (&c)[64]) {
+  sync_warp();
+  for (const Product& product : products_) multiply(product, before_);
+  if (!products_.empty()) std::copy(before_, before_ + 64, c);
+  products_.clear();
+  multiplying_ = false;
+  sync_warp();
+}
+
+inline uint16_t Machine::half_of_row(int64_t rows, int row, int channel) {
+  uint16_t bits;
+  std::memcpy(&bits, block().memory.data() + rows + 128 * row + 16 * (channel / 8 ^ (row & 7)) + 2 * (channel % 8), 2);
+  return bits;
+}
+
+// A lane has rows g and g + 8 of its warp, and columns 2 t and 2 t + 1 of every eight.
+inline void Machine::multiply(const Product& product, float (&c)[64]) {
+  const int first = warp() % 4 * 16, g = lane() / 4, t = lane() % 4;
+  const auto check = [&](int64_t rows, int row, int piece) {
+    shared<unsigned char>(rows + 128 * row + 16 * ((2 * product.step + piece) ^ (row & 7))).check_box();
+  };
+  check(product.a, first + lane() / 2, lane() % 2);
+  for (int i = 0; i < 8; ++i) check(product.b, 16 * i + lane() / 2, lane() % 2);
+  if (lane() == 0) {
+    for (int i = 0; i < 18; ++i) {
+      const int64_t byte = i < 2 ? product.a + 128 * (first + 8 * i) : product.b + 1024 * (i - 2);
+      block().tensor_reads[byte / 1024].push_back({index_ / 32, now()});
+    }
+  }
+  const auto number = [&](int64_t rows, int row, int k) {
+    const uint16_t bits = half_of_row(rows, row, 16 * product.step + k);
+    return product.bfloat16 ? float_from_bfloat16(bits) : float_from_float16(bits);
+  };
+  float a[2][16];
+  for (int r = 0; r < 2; ++r) {
+    for (int k = 0; k < 16; ++k) a[r][k] = number(product.a, first + g + 8 * r, k);
+  }
+  for (int column = 0; column < 16; ++column) {
+    for (int e = 0; e < 2; ++e) {
+      float b[16];
+      for (int k = 0; k < 16; ++k) b[k] = number(product.b, 8 * column + 2 * t + e, k);
+      for (int r = 0; r < 2; ++r) {
+        float sum = 0;
+        for (int k = 0; k < 16; ++k) sum += a[r][k] * b[k];
+        float& to = c[4 * column + 2 * r + e];
+        to = product.add ? to + sum : sum;
+      }
+    }
+  }
 }
 
 // Runs all blocks of a launch, cluster by cluster.
 class Stream {
  public:
+  static cuda::TensorMap tensor_map(const cuda::TensorBoxes& boxes) {
+    static_assert(sizeof boxes <= sizeof(cuda::TensorMap));
+    const auto bad = [](int64_t x) { return x <= 0 || x % 16 != 0; };
+    if (reinterpret_cast<uintptr_t>(boxes.data) % 16 != 0 || bad(boxes.row_bytes) || bad(boxes.image_bytes)) {
+      fail("a tensor map needs multiples of 16 bytes");
+    }
+    if (boxes.channels < 1 || boxes.n < 1 || boxes.images < 1 || boxes.rows < 1 || boxes.rows > 256) {
+      fail("a tensor map of nothing, or with boxes that are too large");
+    }
+    cuda::TensorMap map{};
+    std::memcpy(map.opaque, &boxes, sizeof boxes);
+    return map;
+  }
+
   template <class Kernel>
   void run(const typename Kernel::Arguments& arguments, const cuda::Shape& shape) const {
     const int64_t all = shape.blocks_x * shape.blocks_y, together = shape.resident ? all : shape.cluster;

@@ -1,4 +1,5 @@
 // Small kernels, most of them with one mistake: what the emulator must let pass and what it must not.
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <map>
@@ -72,6 +73,99 @@ struct Post {
   Letter from(int round, int rank) const { return slots[2 * turn(round) + rank]; }
 };
 
+// A warpgroup that multiplies boxes which its first thread has copied, twice through the same place, and what it does wrong.
+enum class Fault { none, not_received, not_waited_for, early_arrival, no_arrival, no_room, twice, other_block, written };
+
+constexpr int kRows = 64, kColumns = 128, kBytes = (kRows + kColumns) * 128;
+
+template <class Number>
+const uint16_t* halves(int rows, const Number& number) {
+  static const uint16_t bits[] = {0xc000, 0xbc00, 0, 0x3c00, 0x4000};  // -2 to 2
+  auto* x = static_cast<uint16_t*>(std::aligned_alloc(64, rows * 128));
+  for (int i = 0; i < rows * 64; ++i) x[i] = bits[number(i / 64, i % 64) + 2];
+  return x;
+}
+int of_row(int i, int k) { return (i + k) % 3 - 1; }
+int of_column(int j, int k) { return (j + 2 * k) % 5 - 2; }
+
+struct Warpgroup {
+  static constexpr const char* name = "warpgroup";
+  static constexpr int threads = 128;
+  struct Arguments {
+    Fault fault;
+    cuda::TensorMap rows, columns;
+  };
+
+  static void run(Machine& m, const Arguments& a) {
+    const auto rows = m.shared<unsigned char>(0), columns = m.shared<unsigned char>(kRows * 128);
+    const auto full = m.shared<uint64_t>(kBytes), empty = full + 1;
+    const int blocks = m.cluster_size();
+    if (m.thread() == 0) {
+      m.open_mailbox(full);
+      m.open_mailbox(empty, a.fault == Fault::other_block ? 4 : 4 * blocks);
+    }
+    for (int i = m.thread(); a.fault == Fault::written && i < kRows * 128; i += threads) rows[i] = 0;
+    m.sync_cluster();
+    for (int round = 0; round < 2; ++round) {
+      if (m.thread() == 0) {
+        if (round > 0 && a.fault != Fault::no_room) m.receive(empty, 0);
+        const int times = a.fault == Fault::twice ? 2 : 1;
+        m.expect(full, a.fault == Fault::written ? kColumns * 128 : times * kBytes);
+        for (int i = 0; i < times; ++i) {
+          if (blocks == 1) m.copy_box<false>(columns, a.columns, 0, 0, 0, full);
+          if (blocks == 2) m.copy_box<true>(columns + m.cluster_rank() * 8192, a.columns, 0, m.cluster_rank() * 64, 0, full);
+          if (a.fault != Fault::written) m.copy_box<false>(rows, a.rows, 0, 0, 0, full);
+        }
+      }
+      const auto arrive = [&] {
+        if (m.lane() >= blocks) return;
+        if (a.fault != Fault::other_block) m.arrive(empty, m.lane());
+        if (a.fault == Fault::other_block && m.lane() == 0) m.arrive(empty, m.cluster_rank());
+      };
+      if (a.fault != Fault::not_received) m.receive(full, round);
+      float c[64];
+      m.wgmma_begin(c);
+      for (int step = 0; step < 4; ++step) m.wgmma<false>(c, rows, columns, step, step > 0);
+      if (a.fault == Fault::early_arrival) arrive();
+      if (a.fault == Fault::not_waited_for) expect(c[0] == c[0]);
+      m.wgmma_end(c);
+      if (a.fault != Fault::early_arrival && (a.fault != Fault::no_arrival || m.warp() != 3)) arrive();
+      for (int i = 0; i < 64; ++i) {
+        const int row = 16 * m.warp() + 8 * (i / 2 % 2) + m.lane() / 4, column = 8 * (i / 4) + 2 * (m.lane() % 4) + i % 2;
+        int sum = 0;
+        for (int k = 0; k < 64; ++k) sum += of_row(row, k) * of_column(column, k);
+        expect(c[i] == static_cast<float>(sum));
+      }
+    }
+    m.sync_cluster();
+  }
+};
+
+std::function<void()> warpgroup(Fault fault, int cluster = 1) {
+  return [=] {
+    static const uint16_t *rows = halves(kRows, of_row), *columns = halves(kColumns, of_column);
+    const auto map = [&](const uint16_t* x, int n, int box) {
+      return emulator::Stream::tensor_map({x, false, 64, n, 1, 128, 128 * n, box});
+    };
+    const Warpgroup::Arguments arguments{fault, map(rows, kRows, kRows), map(columns, kColumns, kColumns / cluster)};
+    emulator::Stream().run<Warpgroup>(arguments, {cluster, 1, kBytes + 16, cluster, false});
+  };
+}
+
+// Words between the blocks of a grid.
+std::function<void()> words(int posted) {
+  return [=] {
+    alignas(16) static uint64_t words[2];
+    words[0] = words[1] = 0;
+    const auto body = [=](Machine& m) {
+      if (m.thread() == 0 && m.block_x() < posted) m.post(words + m.block_x(), 7);
+      uint64_t two[2];
+      for (m.look(words, two); two[0] != 7 || two[1] != 7; m.look(words, two)) m.pause();
+    };
+    emulator::Stream().run<Kernel<decltype(body)>>({body}, {2, 1, 0, 1, true});
+  };
+}
+
 const std::map<std::string, std::function<void()>> kKernels{
     // what is right
     {"barrier", kernel([](Machine& m) {
@@ -115,6 +209,9 @@ const std::map<std::string, std::function<void()>> kKernels{
        expect(m.ballot(m.lane() % 2 == 1) == 0xaaaaaaaau);
        expect(m.reduce_min(static_cast<uint32_t>(100 - m.lane())) == 69);
      })},
+    {"products of boxes", warpgroup(Fault::none)},
+    {"products of boxes for two blocks", warpgroup(Fault::none, 2)},
+    {"words", words(2)},
 
     {"letters", kernel(
                     [](Machine& m) {
@@ -132,6 +229,15 @@ const std::map<std::string, std::function<void()>> kKernels{
                     2)},
 
     // races
+    {"box not received", warpgroup(Fault::not_received)},
+    {"product not waited for", warpgroup(Fault::not_waited_for)},
+    {"arrival before the product", warpgroup(Fault::early_arrival)},
+    {"warp that does not arrive", warpgroup(Fault::no_arrival)},
+    {"box without room", warpgroup(Fault::no_room)},
+    {"box over a box", warpgroup(Fault::twice)},
+    {"box over what the other block multiplies", warpgroup(Fault::other_block, 2)},
+    {"product of what a thread wrote", warpgroup(Fault::written)},
+    {"word that nobody posts", words(1)},
     {"no barrier", kernel([](Machine& m) {
        auto s = numbered(m);
        expect(s[0] == 0);

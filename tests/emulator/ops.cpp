@@ -128,7 +128,8 @@ std::string compact_(const cuda::Gpu& gpu, const py::object& tokens, const py::o
 std::string graph_propagate(const cuda::Gpu& gpu, const py::object& features, double threshold, double temperature,
                             int64_t iterations, const py::object& valid, const py::object& scores, const py::object& degree) {
   const Array<3> x = array<3>(features);
-  const cuda::Plan plan = cuda::plan_graph_propagate(gpu, x.size[0], x.size[1]);
+  const cuda::GraphPlan plan =
+      cuda::plan_graph_propagate(gpu, x.size[0], x.size[1], x.size[2], element_size(x.dtype), cuda::in_boxes(x));
   Workspace workspace(plan.workspace);
   cuda::graph_propagate(emulator::Stream(), plan, x, lengths(valid),
                         {static_cast<float>(threshold), static_cast<float>(temperature), iterations}, output<float>(scores),

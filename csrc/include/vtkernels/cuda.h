@@ -57,7 +57,7 @@ struct GraphOptions {
 };
 
 // features [B,N,D] -> scores, degree [B,N]
-void graph_propagate(const Plan& plan, const Array<3>& features, const Lengths& lengths, const GraphOptions& options,
+void graph_propagate(const GraphPlan& plan, const Array<3>& features, const Lengths& lengths, const GraphOptions& options,
                      const Output<float>& scores, const Output<int32_t>& degree, void* workspace, void* stream);
 
 }  // namespace vtkernels::cuda

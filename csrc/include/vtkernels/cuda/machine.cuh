@@ -10,6 +10,8 @@
 
 #include <cstdint>
 
+#include "vtkernels/cuda/tensor_map.h"
+
 #if defined(__CUDACC__)
 #define VTKERNELS_DEVICE __device__ __forceinline__
 #else
@@ -20,6 +22,23 @@
 #include <cooperative_groups.h>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+
+// One product of a warpgroup: its 64 operands make it long.
+#define VTKERNELS_WGMMA(type)                                                                            \
+  "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\nwgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type \
+  " {"                                                                                                   \
+  "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"                                               \
+  "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"                                     \
+  "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"                                     \
+  "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, %64, %65, p, 1, 1, 0, 0;\n}"
+#define VTKERNELS_WGMMA_C                                                                                                  \
+  "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), "+f"(c[7]), "+f"(c[8]), "+f"(c[9]),  \
+      "+f"(c[10]), "+f"(c[11]), "+f"(c[12]), "+f"(c[13]), "+f"(c[14]), "+f"(c[15]), "+f"(c[16]), "+f"(c[17]), "+f"(c[18]), \
+      "+f"(c[19]), "+f"(c[20]), "+f"(c[21]), "+f"(c[22]), "+f"(c[23]), "+f"(c[24]), "+f"(c[25]), "+f"(c[26]), "+f"(c[27]), \
+      "+f"(c[28]), "+f"(c[29]), "+f"(c[30]), "+f"(c[31]), "+f"(c[32]), "+f"(c[33]), "+f"(c[34]), "+f"(c[35]), "+f"(c[36]), \
+      "+f"(c[37]), "+f"(c[38]), "+f"(c[39]), "+f"(c[40]), "+f"(c[41]), "+f"(c[42]), "+f"(c[43]), "+f"(c[44]), "+f"(c[45]), \
+      "+f"(c[46]), "+f"(c[47]), "+f"(c[48]), "+f"(c[49]), "+f"(c[50]), "+f"(c[51]), "+f"(c[52]), "+f"(c[53]), "+f"(c[54]), \
+      "+f"(c[55]), "+f"(c[56]), "+f"(c[57]), "+f"(c[58]), "+f"(c[59]), "+f"(c[60]), "+f"(c[61]), "+f"(c[62]), "+f"(c[63])
 
 namespace vtkernels::cuda {
 
@@ -54,7 +73,7 @@ struct Machine {
   using Shared = T*;
   template <class T>
   VTKERNELS_DEVICE Shared<T> shared(int64_t byte) const {
-    extern __shared__ __align__(128) unsigned char memory[];
+    extern __shared__ __align__(1024) unsigned char memory[];
     return reinterpret_cast<T*>(memory + byte);
   }
   // Integers only: a float sum would depend on the order.
@@ -91,11 +110,18 @@ struct Machine {
   // Letters between the blocks of a cluster. A mailbox is 8 bytes of shared memory that count what has come: opened by one
   // thread before the cluster's first barrier; in every round one thread says how many bytes are expected, anybody sends, and
   // all threads receive, with 0, 1, 0, 1, ... as the parity of the round. Unlike a barrier of the cluster this waits for no
-  // other memory access, and it leaves the level 1 cache alone.
+  // other memory access, and it leaves the level 1 cache alone. A mailbox of several arrivals waits for that many calls of
+  // expect() and arrive().
 #if __CUDA_ARCH__ >= 900
-  VTKERNELS_DEVICE void open_mailbox(Shared<uint64_t> box) const {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(shared_address(box)) : "memory");
+  VTKERNELS_DEVICE void open_mailbox(Shared<uint64_t> box, int arrivals = 1) const {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(box)), "r"(arrivals) : "memory");
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  }
+  // At the mailbox of the block `rank`: all that the warp did before its last barrier is done.
+  VTKERNELS_DEVICE void arrive(Shared<uint64_t> box, int rank) const {
+    uint32_t there;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(shared_address(box)), "r"(rank));
+    asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(there) : "memory");
   }
   VTKERNELS_DEVICE void expect(Shared<uint64_t> box, int bytes) const {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(box)), "r"(bytes) : "memory");
@@ -123,7 +149,7 @@ struct Machine {
     }
   }
 #else
-  VTKERNELS_DEVICE void open_mailbox(Shared<uint64_t>) const {}
+  VTKERNELS_DEVICE void open_mailbox(Shared<uint64_t>, int = 1) const {}
   VTKERNELS_DEVICE void expect(Shared<uint64_t>, int) const {}
   template <class T>
   VTKERNELS_DEVICE void send(Shared<T> at, int, const T& x, Shared<uint64_t>) const {
@@ -137,6 +163,16 @@ struct Machine {
   VTKERNELS_DEVICE T fresh(const T* at) const {
     return __ldcg(at);
   }
+
+  // Words that blocks of a grid leave for each other in global memory (all must be resident). A word comes as a whole, and says
+  // itself of which round it is: no other memory access is ordered by it. Who waits for one pauses between two looks.
+  VTKERNELS_DEVICE void post(uint64_t* at, uint64_t word) const {
+    asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(at), "l"(word) : "memory");
+  }
+  VTKERNELS_DEVICE void look(const uint64_t* at, uint64_t (&two)[2]) const {  // 16-byte aligned
+    asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];" : "=l"(two[0]), "=l"(two[1]) : "l"(at) : "memory");
+  }
+  VTKERNELS_DEVICE void pause() const {}
 
   // All blocks of the grid have arrived (all must be resident). `arrived` is a counter in global memory that starts at 0.
   VTKERNELS_DEVICE void sync_grid(uint32_t* arrived, uint32_t round) const {
@@ -175,11 +211,78 @@ struct Machine {
     }
   }
 
+  // Sm_90a alone: products of a warpgroup (128 threads, the first a multiple of 128), and the copies of tensors that feed them.
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  static constexpr bool warpgroups = true;
+
+  // One thread: a box of `map` from (channel, row, image) on, as rows of 128 bytes whose 16-byte pieces are XORed with row & 7.
+  // `to` is a multiple of 1024 bytes. The mailbox counts the bytes. Everywhere: to the same place in all blocks of the
+  // cluster, counted by the mailbox of each.
+  template <bool Everywhere>
+  VTKERNELS_DEVICE void copy_box(Shared<unsigned char> to, const TensorMap& map, int channel, int row, int image,
+                                 Shared<uint64_t> box) const {
+    if constexpr (Everywhere) {
+      const auto mask = static_cast<uint16_t>((1 << cluster_size()) - 1);
+      asm volatile(
+          "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
+          "[%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(shared_address(to)),
+          "l"(&map), "r"(channel), "r"(row), "r"(image), "r"(shared_address(box)), "h"(mask)
+          : "memory");
+    } else {
+      asm volatile(
+          "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], [%5];" ::"r"(
+              shared_address(to)),
+          "l"(&map), "r"(channel), "r"(row), "r"(image), "r"(shared_address(box))
+          : "memory");
+    }
+  }
+
+  // c = a b', or c += a b' where `add`: step `step` (16 channels) of 64 rows of a and 128 rows of b, both in shared memory as
+  // copy_box leaves them. Asynchronous: between wgmma_begin() and wgmma_end() nothing touches c, and a and b stay as they are.
+  template <bool BFloat16>
+  VTKERNELS_DEVICE void wgmma(float (&c)[64], Shared<unsigned char> a, Shared<unsigned char> b, int step, bool add) const {
+    const uint64_t of_a = descriptor(a) + 2 * step, of_b = descriptor(b) + 2 * step;
+    if constexpr (BFloat16) {
+      asm volatile(VTKERNELS_WGMMA("bf16") : VTKERNELS_WGMMA_C : "l"(of_a), "l"(of_b), "r"(static_cast<int>(add)));
+    } else {
+      asm volatile(VTKERNELS_WGMMA("f16") : VTKERNELS_WGMMA_C : "l"(of_a), "l"(of_b), "r"(static_cast<int>(add)));
+    }
+  }
+  VTKERNELS_DEVICE void wgmma_begin(float (&c)[64]) const {
+    asm volatile("wgmma.fence.sync.aligned;" : VTKERNELS_WGMMA_C : : "memory");
+  }
+  // All products so far are in c, and a and b have been read.
+  VTKERNELS_DEVICE void wgmma_end(float (&c)[64]) const {
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+    asm volatile("wgmma.wait_group.sync.aligned 0;" : VTKERNELS_WGMMA_C : : "memory");
+  }
+
+  // Registers of a thread from here on, for all warps of a warpgroup: fewer than the launch gave, or more once others gave.
+  template <int Count>
+  VTKERNELS_DEVICE void fewer_registers() const {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Count));
+  }
+  template <int Count>
+  VTKERNELS_DEVICE void more_registers() const {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Count));
+  }
+#else
+  static constexpr bool warpgroups = false;
+#endif
+
  private:
   static VTKERNELS_DEVICE uint32_t shared_address(const void* at) {
     return static_cast<uint32_t>(__cvta_generic_to_shared(at));
   }
+
+  // Rows of 128 bytes, eight of them 1024 bytes from the next eight, pieces of 16 bytes XORed.
+  static VTKERNELS_DEVICE uint64_t descriptor(const void* at) {
+    return (shared_address(at) & 0x3ffffu) >> 4 | uint64_t{1} << 16 | uint64_t{1024 / 16} << 32 | uint64_t{1} << 62;
+  }
 };
+
+#undef VTKERNELS_WGMMA
+#undef VTKERNELS_WGMMA_C
 
 }  // namespace vtkernels::cuda
 #endif

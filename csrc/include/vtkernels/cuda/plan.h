@@ -11,8 +11,9 @@ namespace vtkernels::cuda {
 struct Gpu {
   int arch;  // ten times the compute capability: 80, 90, 100
   int multiprocessors;
-  int64_t shared_per_block;  // bytes a block can have
-  int clusters[3] = {};      // of 2, 4 and 8 blocks, that run at the same time with all of that; 0: not known
+  int64_t shared_per_block;      // bytes a block can have
+  int clusters[3] = {};          // of 2, 4 and 8 blocks, that run at the same time with all of that; 0: not known
+  bool warpgroups = arch == 90;  // the library has kernels for sm_90a
 };
 
 VTKERNELS_INLINE constexpr int64_t clusters_at_once(const Gpu& gpu, int blocks) {
@@ -122,6 +123,33 @@ constexpr int64_t kGramShared = kGramStages * kGramStageBytes + 2 * kGramTile * 
 VTKERNELS_INLINE constexpr int64_t gram_tiles(int64_t n) {
   const int64_t rows = (n + kGramTile - 1) / kGramTile;
   return rows * (rows + 1) / 2;
+}
+
+// Wide tiles, by the warpgroups of sm_90a. Two blocks side by side share the rows and have columns of their own.
+constexpr int kWideRows = 192;  // a third for each warpgroup that multiplies
+constexpr int kWideColumns = 128;
+constexpr int kWideCluster = 2;
+constexpr int kWideThreads = 512;  // the last warpgroup has the stages copied
+constexpr int kWideStages = 5;
+constexpr int64_t kWideStageBytes = (kWideRows + kWideColumns) * kGramBytes;
+constexpr int64_t kWideShared = kWideStages * kWideStageBytes + 2 * 8 * kWideStages;  // and two mailboxes a stage
+
+// Whether the copy engine can read features as they lie.
+inline bool in_boxes(const Array<3>& x) {
+  const int64_t size = element_size(x.dtype);
+  const auto regular = [&](int r) { return x.size[r] == 1 || (x.stride[r] > 0 && x.stride[r] * size % 16 == 0); };
+  return reinterpret_cast<uintptr_t>(x.data) % 16 == 0 && x.stride[2] == 1 && regular(0) && regular(1);
+}
+
+// Clusters that row `row` of tiles needs on and below the diagonal, and all rows.
+VTKERNELS_INLINE constexpr int wide_clusters_of_row(int row) {
+  const int columns = kWideCluster * kWideColumns;
+  return (kWideRows * (row + 1) + columns - 1) / columns;
+}
+VTKERNELS_INLINE constexpr int64_t wide_clusters(int64_t n) {
+  int64_t clusters = 0;
+  for (int row = 0; row * int64_t{kWideRows} < n; ++row) clusters += wide_clusters_of_row(row);
+  return clusters;
 }
 
 // ------------------------------------------------------------------------------------------------ the greedy loop
@@ -292,16 +320,65 @@ inline GreedyPlan plan_coverage_select(const Gpu& gpu, int64_t images, int64_t i
 // ------------------------------------------------------------------------------------------------ graph_propagate
 
 constexpr int kGraphThreads = 1024;
+constexpr int kGraphResidentThreads = 640;
+constexpr int kGraphDirectionRows = 16;  // of a block
+constexpr int kGraphDirectionThreads = 512;
+constexpr int64_t kGraphLeastRows = 8;  // of a block that keeps its rows
 
 // Elements from row to row of the weights.
 VTKERNELS_INLINE constexpr int64_t graph_stride(int64_t n) { return round_up(n, 4); }
 
-// All blocks of the steps run at the same time, one on each multiprocessor at most.
-inline Plan plan_graph_propagate(const Gpu& gpu, int64_t images, int64_t n) {
-  const int64_t rows = images * n, warps = kGraphThreads / 32, wanted = (rows + warps - 1) / warps;
-  const Shape weights{images * gram_tiles(n), 1, kGramShared, 1, false};
-  const Shape steps{wanted < gpu.multiprocessors ? wanted : gpu.multiprocessors, 1, 0, 1, true};
-  return {"grid", 2, {weights, steps}, 4 * (round_up(rows * graph_stride(n), 32) + 4 * round_up(rows, 32) + 32)};
+// What the blocks of the steps tell each other: a share and of which step it is.
+constexpr int kGraphWord = 8;
+
+// Images that `rows` rows one after the other can belong to.
+VTKERNELS_INLINE constexpr int64_t graph_images(int64_t rows, int64_t n) { return (rows + n - 2) / n + 1; }
+
+// Bytes of shared memory of a block that keeps `rows` rows: their weights, the shares of their images, and of each row the sum
+// of its weights and its edges.
+VTKERNELS_INLINE constexpr int64_t graph_shared(int64_t rows, int64_t n) {
+  return 4 * (graph_stride(n) * (rows + graph_images(rows, n)) + 2 * round_up(rows, 4));
+}
+
+// Elements from row to row of features that are copied into the workspace.
+VTKERNELS_INLINE constexpr int64_t graph_packed_stride(int64_t channels) { return round_up(channels, 8); }
+
+struct GraphPlan : Plan {
+  bool wide = false;      // tiles of gram_wide.cuh
+  bool packed = false;    // from a copy of the features
+  bool resident = false;  // the steps read the weights from shared memory
+  int64_t rows = 0;       // of a block of the steps, where resident
+};
+
+// `boxes`: the copy engine can read the features as they lie. Which tiles are taken depends on the GPU, the tokens and the
+// element type alone: an image has the same bits in any batch and any layout. All blocks of the steps run at the same time,
+// one on each multiprocessor at most.
+inline GraphPlan plan_graph_propagate(const Gpu& gpu, int64_t images, int64_t n, int64_t channels, int64_t element,
+                                      bool boxes) {
+  const int64_t rows = images * n, warps = kGraphThreads / 32, stride = graph_stride(n);
+  GraphPlan plan{};
+  plan.wide = gpu.warpgroups && element == 2 && channels > 0 && kWideShared <= gpu.shared_per_block &&
+              3 * kWideCluster * wide_clusters(n) >= gpu.multiprocessors;
+  plan.packed = plan.wide && !boxes;
+  if (plan.wide) {
+    const int64_t blocks = (n + kGraphDirectionRows - 1) / kGraphDirectionRows;
+    plan.shape[plan.launches++] = {images * blocks, 1, 4 * kGraphDirectionThreads / 32 * kGraphDirectionRows, 1, false};
+    plan.shape[plan.launches++] = {images * kWideCluster * wide_clusters(n), 1, kWideShared, kWideCluster, false};
+  } else {
+    plan.shape[plan.launches++] = {images * gram_tiles(n), 1, kGramShared, 1, false};
+  }
+  plan.rows = (rows + gpu.multiprocessors - 1) / gpu.multiprocessors;
+  if (plan.rows < kGraphLeastRows) plan.rows = kGraphLeastRows;
+  const int64_t kept = n == 0 ? 0 : graph_shared(plan.rows, n);
+  plan.resident = kept <= gpu.shared_per_block;
+  const int64_t of_block = plan.resident ? plan.rows : warps, wanted = (rows + of_block - 1) / of_block;
+  plan.shape[plan.launches++] = {wanted < gpu.multiprocessors ? wanted : gpu.multiprocessors, 1, plan.resident ? kept : 0, 1,
+                                 true};
+  plan.path = plan.wide ? (plan.resident ? "wide, resident" : "wide") : plan.resident ? "resident" : "grid";
+  plan.workspace = 4 * (round_up(rows * stride, 32) + 4 * round_up(rows, 32) + round_up(2 * rows, 32) + 32);
+  plan.workspace += 2 * kGraphWord * round_up(images * stride, 32);
+  if (plan.packed) plan.workspace += 2 * rows * graph_packed_stride(channels);
+  return plan;
 }
 
 }  // namespace vtkernels::cuda

@@ -8,6 +8,7 @@
 
 #include "vtkernels/cuda/machine.cuh"
 #include "vtkernels/cuda/plan.h"
+#include "vtkernels/cuda/tensor_map.cuh"
 
 namespace vtkernels::cuda {
 
@@ -26,6 +27,8 @@ inline void check(cudaError_t error, const char* what) {
 class Stream {
  public:
   explicit Stream(void* stream) : stream_(static_cast<cudaStream_t>(stream)) {}
+
+  static TensorMap tensor_map(const TensorBoxes& boxes) { return encode(boxes); }
 
   template <class Kernel>
   void run(const typename Kernel::Arguments& arguments, const Shape& shape) const {
