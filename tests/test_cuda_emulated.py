@@ -92,6 +92,14 @@ def test_every_path_is_taken():
 
 
 @pytest.mark.kernels
+def test_more_images_than_blocks_along_y_can_be():
+    """Two blocks an image, and 65,535 along y."""
+    tokens = torch.arange(66_000 * 2).view(-1, 2, 1).to(torch.float32).repeat(1, 1, 33)
+    (got,) = on(REAL["sm_90"], "compact_", {"tokens": tokens, "indices": torch.ones(66_000, 1, dtype=torch.int64)})
+    assert torch.equal(got, tokens[:, 1:].expand(-1, 2, -1))
+
+
+@pytest.mark.kernels
 @pytest.mark.parametrize("name", REAL)
 def test_greedy_ops_at_the_size_of_a_crop(name):
     """N = 144 with the shared memory of a real GPU: the similarity stays in it."""

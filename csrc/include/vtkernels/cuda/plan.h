@@ -87,7 +87,8 @@ inline Plan plan_attention(const Gpu& gpu, int64_t images, int64_t heads, int64_
 
 // ------------------------------------------------------------------------------------------------ compact_
 
-constexpr int kCompactThreads = 64;
+constexpr int kCompactThreads = 128;
+constexpr int kCompactUnits = 32;  // of a row that a block moves: 16 bytes or an element each
 
 // Whether rows of `channels` elements can be moved 16 bytes at a time.
 inline bool in_sixteens(const void* data, int64_t element, const int64_t (&stride)[3], int64_t channels) {
@@ -98,7 +99,8 @@ inline bool in_sixteens(const void* data, int64_t element, const int64_t (&strid
 
 inline Plan plan_compact_(const Gpu&, int64_t images, int64_t channels, int64_t element, bool sixteens) {
   const int64_t units = sixteens ? channels * element / 16 : channels;
-  const Shape shape{(units + kCompactThreads - 1) / kCompactThreads, images, 0, 1, false};
+  // Along x alone, which takes 2**31 - 1 blocks: along y there can be 65,535.
+  const Shape shape{images * ((units + kCompactUnits - 1) / kCompactUnits), 1, 0, 1, false};
   return {sixteens ? "16 bytes" : "elements", 1, {shape}, 0};
 }
 
