@@ -150,7 +150,15 @@ def verdict(kernel: str) -> str:
     return message.value.decode()
 
 
-RIGHT = ("barrier", "barrier of the warp", "barrier of the cluster", "atomics", "copies", "shuffles and votes")
+RIGHT = (
+    "barrier",
+    "barrier of the warp",
+    "barrier of the cluster",
+    "atomics",
+    "copies",
+    "shuffles and votes",
+    "dependent launch",
+)
 READ, WRITE = "wrote without a barrier in between", "reads without a barrier in between"
 WRONG = {
     "no barrier": READ,
@@ -171,6 +179,10 @@ WRONG = {
     "misaligned": "is not aligned to 4 (shared byte 2",
     "rank beyond the cluster": "no block of rank 2 in a cluster of 2",
     "negative rank": "no block of rank -1 in a cluster of 2",
+    "read before the launch before": "wrong result",
+    "write under the launch before": "wrong result",
+    "launch before not waited for": "thread 0 of block 1 ends without waiting for the launch before it",
+    "first launch that waits": "the first launch of a call depends on none before",
     "half a cluster": "a grid of 3 blocks is no whole number of clusters of 2",
 }
 

@@ -73,6 +73,7 @@ py::dict plan(const std::string& op, int arch, int64_t images, int64_t n, int64_
     launch["cluster"] = shape.cluster;
     launch["shared"] = shape.shared;
     launch["resident"] = shape.resident;
+    launch["dependent"] = shape.dependent;
     launches.append(launch);
   }
   py::dict result;

@@ -20,6 +20,9 @@ struct Shape {
   int64_t shared = 0;     // bytes of a block
   int cluster = 1;        // blocks along x that reach into each other's shared memory
   bool resident = false;  // the blocks wait for each other, so all must run at the same time
+  // The launch before it is of the same call, and this one may start while that still runs. Its kernel must call
+  // wait_for_previous_launch(). Not together with `resident`, nor before sm_90.
+  bool dependent = false;
 };
 
 // One call of an op: the path that was chosen, its launches in order, and the workspace they share.
