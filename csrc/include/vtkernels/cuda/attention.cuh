@@ -48,8 +48,7 @@ struct HeadAttention {
 
   // `count` heads of an image, from `head` on, `step` apart.
   struct Heads {
-    int64_t image;
-    int head, step, count, valid;
+    int image, head, step, count, valid;
   };
 
   // set(h, t, logit) for the h-th head, then get and set again, at last use(h, t, share), in the order of h; every thread keeps
@@ -195,19 +194,25 @@ struct HeadAttention {
   static VTKERNELS_DEVICE void load_keys(const AttentionArguments<T>& a, const T* key, int t, int rows, int p, int packs,
                                          int valid, Pack (&x)[ahead]) {
     p = p < packs ? p : packs - 1;
+    int row[ahead];
 #pragma unroll
-    for (int i = 0; i < ahead; ++i, t += rows) {
-      const int row = t < valid ? t : valid - 1;
+    for (int i = 0; i < ahead; ++i) {
+      row[i] = t + i * rows < valid ? t + i * rows : valid - 1;
       if constexpr (Aligned) {
         const char* column = reinterpret_cast<const char*>(key + p * pack);
-        x[i] = *reinterpret_cast<const Pack*>(column + uint64_t{static_cast<uint32_t>(row)} * a.row_bytes);
+        x[i] = *reinterpret_cast<const Pack*>(column + uint64_t{static_cast<uint32_t>(row[i])} * a.row_bytes);
       } else {
         x[i] = Pack{};
+      }
+    }
+    if constexpr (!Aligned) {
 #pragma unroll
-        for (int j = 0; j < pack; ++j) {
-          const int c = p * pack + j;
-          if (c < a.channels) x[i].add(j, key[row * a.key_stride[2] + c * a.key_stride[3]]);
-        }
+      for (int j = 0; j < pack; ++j) {
+        const int c = p * pack + j;
+        if (c >= a.channels) break;
+        const T* column = key + c * a.key_stride[3];
+#pragma unroll
+        for (int i = 0; i < ahead; ++i) x[i].add(j, column[row[i] * a.key_stride[2]]);
       }
     }
   }
@@ -258,32 +263,31 @@ struct ClusterAttention {
   static VTKERNELS_DEVICE void run(M& m, const Arguments& a) {
     const int size = m.cluster_size(), rank = m.cluster_rank();
     const int shift = population(size - 1);  // sizes are powers of two
-    const int64_t b = m.block_x() >> shift, valid = a.lengths(b, a.tokens), n = a.tokens - a.prefix;
-    const int64_t tokens = round_up(a.tokens, 4), first = attention_shared(0, a.channels, 0);
+    const int b = m.block_x() >> shift, valid = static_cast<int>(a.lengths(b, a.tokens));
+    const int n = static_cast<int>(a.tokens - a.prefix), stride = static_cast<int>(round_up(a.tokens, 4));
+    const int first = static_cast<int>(attention_shared(0, a.channels, 0));
     const auto added = m.template shared<float>(first);
-    const auto own = m.template shared<float>(first + 4 * tokens);
-    const int stride = static_cast<int>(tokens);
+    const auto own = m.template shared<float>(first + 4 * stride);
     const auto scores = own;  // of the first block, once all have added up their heads
 
 #pragma unroll 1
-    for (int64_t t = m.thread(); t < a.tokens; t += m.threads()) added[t] = 0.0f;
+    for (int t = m.thread(); t < a.tokens; t += m.threads()) added[t] = 0.0f;
 #pragma unroll 1
     for (int head = rank; head < a.heads; head += together * size) {
       const int count = head + size < a.heads ? together : 1;
       Attention::run(
-          m, a, {b, head, size, count, static_cast<int>(valid)}, 0,
-          [&](int h, int t) { return static_cast<float>(own[h * stride + t]); },
+          m, a, {b, head, size, count, valid}, 0, [&](int h, int t) { return static_cast<float>(own[h * stride + t]); },
           [&](int h, int t, float x) { own[h * stride + t] = x; }, [&](int, int t, float x) { added[t] = added[t] + x; });
     }
     m.sync_cluster();
     // Each block adds up its stretch of tokens and leaves the result with the first, which writes what it ranks: a barrier of
     // the cluster waits for all that was written before it.
-    const int64_t stretch = (n + size - 1) >> shift, begin = rank * stretch, end = begin + stretch < n ? begin + stretch : n;
+    const int stretch = (n + size - 1) >> shift, begin = rank * stretch, end = begin + stretch < n ? begin + stretch : n;
     // A block alone is launched without a cluster, and has nothing to map.
     const auto leader = size == 1 ? scores : m.peer(scores, 0);
     const auto added_by = [&](int r) { return size == 1 ? added : m.peer(added, r); };
 #pragma unroll 1
-    for (int64_t i = begin + m.thread(); i < end; i += m.threads()) {
+    for (int i = begin + m.thread(); i < end; i += m.threads()) {
       float part[kAttentionCluster], sum = 0;
 #pragma unroll
       for (int r = 0; r < kAttentionCluster; ++r) {
@@ -300,19 +304,21 @@ struct ClusterAttention {
     }
     m.sync_cluster();  // and nobody leaves while others still read
     if constexpr (Select) {
-      if (rank == 0) select(m, a, b, valid, scores, first + 12 * tokens);
+      if (rank == 0) select(m, a, b);
     }
   }
 
  private:
   template <class M>
-  static VTKERNELS_DEVICE void select(M& m, const Arguments& a, int64_t b, int64_t valid,
-                                      typename M::template Shared<float> scores, int64_t byte) {
+  static VTKERNELS_DEVICE void select(M& m, const Arguments& a, int b) {
+    const int64_t tokens = round_up(a.tokens, 4), first = attention_shared(0, a.channels, 0), valid = a.lengths(b, a.tokens);
+    const auto scores = m.template shared<float>(first + 4 * tokens);
 #pragma unroll 1
     for (int64_t i = m.thread(); i < a.tokens - a.prefix; i += m.threads()) a.scores(b, i) = scores[i];
     const auto ranking = [&](int64_t i) { return rank_bits(scores[i]); };
     const auto write = [&](int64_t s, int64_t i) { a.indices(b, s) = i; };
-    Topk<>::run(m, ranking, valid > a.prefix ? valid - a.prefix : 0, a.k, a.sort, byte, a.sorted + b * a.sorted_stride, write);
+    Topk<>::run(m, ranking, valid > a.prefix ? valid - a.prefix : 0, a.k, a.sort, first + 12 * tokens,
+                a.sorted + b * a.sorted_stride, write);
   }
 };
 
@@ -328,8 +334,8 @@ struct AttentionHeads {
     const int64_t b = m.block_x() / a.heads, valid = a.lengths(b, a.tokens);
     float* row = a.shares + static_cast<int64_t>(m.block_x()) * a.tokens;
     HeadAttention<T, 1>::run(
-        m, a, {b, m.block_x() % a.heads, 0, 1, static_cast<int>(valid)}, 0, [&](int, int t) { return row[t]; },
-        [&](int, int t, float x) { row[t] = x; }, [&](int, int t, float x) { row[t] = x; });
+        m, a, {static_cast<int>(b), m.block_x() % a.heads, 0, 1, static_cast<int>(valid)}, 0,
+        [&](int, int t) { return row[t]; }, [&](int, int t, float x) { row[t] = x; }, [&](int, int t, float x) { row[t] = x; });
     for (int64_t t = valid + m.thread(); t < a.tokens; t += m.threads()) row[t] = 0;
   }
 };
