@@ -89,12 +89,12 @@ def test_every_path_is_taken():
     for multiprocessors in (1, 4):
         half = {"features": Draw(dtype=torch.float16).normal(1, 300, 8)}
         on((90, multiprocessors, REAL["sm_90"][2]), "graph_propagate", half)
-    on(REAL["sm_90"], "topk_select", {"scores": Draw().normal(1, 1100), "k": 3})
+    on(REAL["sm_90"], "topk_select", {"scores": Draw().normal(1, 4100), "k": 3})
     on(REAL["sm_90"], "compact_", {"tokens": torch.ones(1, 3, 8), "indices": torch.tensor([[0, 2]])})
     want = {
         *((op, path) for op in ("cls_attention", "attention_topk") for path in ("cluster", "heads")),
         *((op, path) for op in ("scope_select", "coverage_select") for path in ("resident", "streamed", "streamed, state too")),
-        *(("topk_select", path) for path in ("count", "radix")),
+        *(("topk_select", path) for path in ("registers", "read again")),
         *(("compact_", path) for path in ("16 bytes", "elements")),
         *(("graph_propagate", path) for path in ("grid", "resident", "wide", "wide, resident")),
     }
@@ -124,6 +124,13 @@ def test_wide_tiles(n, d, dtype):
         laid = {**arguments, "features": arrange(features, layout)}
         with emulated(*GPUS["sm_90 wide"]):
             assert_same(run("graph_propagate", laid), (scores, degree))
+
+
+def test_more_images_than_blocks_along_y_can_be():
+    """Two blocks an image, and 65,535 along y."""
+    tokens = torch.arange(66_000 * 2).view(-1, 2, 1).to(torch.float32).repeat(1, 1, 33)
+    (got,) = on(REAL["sm_90"], "compact_", {"tokens": tokens, "indices": torch.ones(66_000, 1, dtype=torch.int64)})
+    assert torch.equal(got, tokens[:, 1:].expand(-1, 2, -1))
 
 
 @pytest.mark.kernels
@@ -273,6 +280,7 @@ RIGHT = (
     "products of boxes for two blocks",
     "words",
     "letters",
+    "dependent launch",
 )
 READ, WRITE = "wrote without a barrier in between", "reads without a barrier in between"
 BOX = "thread 0 of block 0 has a box copied over one that may not have been multiplied"
@@ -309,6 +317,10 @@ WRONG = {
     "misaligned": "is not aligned to 4 (shared byte 2",
     "rank beyond the cluster": "no block of rank 2 in a cluster of 2",
     "negative rank": "no block of rank -1 in a cluster of 2",
+    "read before the launch before": "wrong result",
+    "write under the launch before": "wrong result",
+    "launch before not waited for": "thread 0 of block 1 ends without waiting for the launch before it",
+    "first launch that waits": "the first launch of a call depends on none before",
     "half a cluster": "a grid of 3 blocks is no whole number of clusters of 2",
 }
 

@@ -41,6 +41,8 @@ def test_every_plan_can_be_launched(op, arch):
                 assert 0 <= launch["blocks"] < 2**31, case
                 assert n == 0 or launch["blocks"] > 0, case
                 assert not launch["resident"] or launch["blocks"] <= got["multiprocessors"], case
+                assert not launch["dependent"] or (arch >= 90 and not launch["resident"]), case
+            assert not got["launches"][0]["dependent"], case
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
@@ -157,8 +159,22 @@ def test_graph_that_does_not_fit_is_read_from_the_cache():
         assert steps["resident"] and steps["blocks"] <= got["multiprocessors"] and steps["shared"] == 0
 
 
-def test_long_rows_are_ranked_by_digits():
-    assert [plan("topk_select", n=n)["path"] for n in (1024, 1025)] == ["count", "radix"]
+def test_very_long_rows_are_read_in_every_pass():
+    assert [plan("topk_select", n=n)["path"] for n in (4096, 4097)] == ["registers", "read again"]
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_more_images_than_blocks_along_y(op):
+    for launch in plan(op, n=64, d=64, images=100_000)["launches"]:
+        assert launch["blocks_y"] == 1
+        assert launch["resident"] or 100_000 <= launch["blocks"] < 2**31
+
+
+def test_second_launch_of_the_attention_may_start_early_where_gpus_allow_it():
+    """Too many tokens for the shared memory of a cluster: two launches on sm_90 too."""
+    for arch in ARCHITECTURES:
+        first, second = plan("attention_topk", arch, n=30000)["launches"]
+        assert (first["dependent"], second["dependent"]) == (False, arch >= 90)
 
 
 def test_rows_of_whole_sixteens_move_in_sixteens():

@@ -77,9 +77,11 @@ py::dict plan(const std::string& op, int arch, int64_t images, int64_t n, int64_
     const cuda::Shape& shape = chosen.shape[i];
     py::dict launch;
     launch["blocks"] = shape.blocks_x * shape.blocks_y;
+    launch["blocks_y"] = shape.blocks_y;
     launch["cluster"] = shape.cluster;
     launch["shared"] = shape.shared;
     launch["resident"] = shape.resident;
+    launch["dependent"] = shape.dependent;
     launches.append(launch);
   }
   py::dict result;

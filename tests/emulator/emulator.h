@@ -12,6 +12,7 @@
 #include <memory>
 #include <sstream>
 #include <stdexcept>
+#include <utility>
 #include <vector>
 
 #include "fiber.h"
@@ -96,6 +97,9 @@ struct Group {
   std::exception_ptr error;
   std::function<void(int)> body;
 
+  std::function<void()> previous;  // the launch before, where this one may start earlier
+  std::vector<int> for_previous;   // who waits for it
+
   void wait(Barrier& barrier) {
     progress = true;
     if (static_cast<int>(barrier.waiting.size()) + 1 == barrier.size) {
@@ -158,6 +162,15 @@ class Machine {
     group_->wait(cluster());
     for (int rank = 0; rank < group_->cluster; ++rank) known_[rank] = of_cluster(rank).barrier.passed;
   }
+  // The launch before runs when nobody can do anything else: as late as it may, so that what is read or written too early is
+  // wrong. (In the first group of blocks; those that follow find it complete.)
+  void wait_for_previous_launch() {
+    waited_ = true;
+    if (group_->previous) group_->sleep(group_->for_previous);
+  }
+  bool has_waited() const { return waited_; }
+  void let_next_launch_start() {}
+
   void sync_grid(uint32_t*, uint32_t) {
     group_->wait(block().barrier);
     group_->wait(group_->grid);
@@ -192,6 +205,19 @@ class Machine {
       uint32_t other;
       std::memcpy(&other, own_warp().slot[i], sizeof other);
       if (other < x) x = other;
+    }
+    sync_warp();
+    return x;
+  }
+
+  uint32_t reduce_add(uint32_t x) {
+    std::memcpy(own_warp().slot[lane()], &x, sizeof x);
+    sync_warp();
+    x = 0;
+    for (int i = 0; i < 32; ++i) {
+      uint32_t other;
+      std::memcpy(&other, own_warp().slot[i], sizeof other);
+      x += other;
     }
     sync_warp();
     return x;
@@ -327,6 +353,7 @@ class Machine {
   Block* block_;
   Warp* warp_;
   Barrier* cluster_;
+  bool waited_ = false;
   int open_ = 0;
   std::vector<Copy> copies_;
   std::vector<int64_t> known_;  // barriers that the blocks of the cluster have passed, as far as this thread has been told
@@ -657,9 +684,16 @@ inline void Machine::multiply(const Product& product, float (&c)[64]) {
   }
 }
 
-// Runs all blocks of a launch, cluster by cluster.
+// Runs all blocks of a launch, cluster by cluster: at the next launch that waits for it, or at the end.
 class Stream {
  public:
+  Stream() = default;
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
+  ~Stream() noexcept(false) {
+    if (std::uncaught_exceptions() == 0) finish();
+  }
+
   static cuda::TensorMap tensor_map(const cuda::TensorBoxes& boxes) {
     static_assert(sizeof boxes <= sizeof(cuda::TensorMap));
     const auto bad = [](int64_t x) { return x <= 0 || x % 16 != 0; };
@@ -676,6 +710,20 @@ class Stream {
 
   template <class Kernel>
   void run(const typename Kernel::Arguments& arguments, const cuda::Shape& shape) const {
+    if (!shape.dependent) finish();
+    if (shape.dependent && !pending_) fail(Kernel::name, ": the first launch of a call depends on none before");
+    if (shape.dependent && shape.resident) fail(Kernel::name, ": blocks that wait for each other in a dependent launch");
+    pending_ = [arguments, shape, previous = pending_] { launch<Kernel>(arguments, shape, previous); };
+  }
+
+ private:
+  void finish() const {
+    const std::function<void()> last = std::exchange(pending_, nullptr);
+    if (last) last();
+  }
+
+  template <class Kernel>
+  static void launch(const typename Kernel::Arguments& arguments, const cuda::Shape& shape, std::function<void()> previous) {
     const int64_t all = shape.blocks_x * shape.blocks_y, together = shape.resident ? all : shape.cluster;
     if (shape.blocks_x % shape.cluster != 0)
       fail("a grid of ", shape.blocks_x, " blocks is no whole number of clusters of ", shape.cluster);
@@ -688,7 +736,12 @@ class Stream {
       group.body = [&](int index) {
         Machine machine(group, index);
         Kernel::run(machine, arguments);
+        if (shape.dependent && !machine.has_waited()) {
+          fail(Kernel::name, ": thread ", machine.thread(), " of block ", machine.block_x(),
+               " ends without waiting for the launch before it");
+        }
       };
+      group.previous = std::exchange(previous, nullptr);
       for (int64_t i = 0; i < together; ++i) {
         Block block;
         block.x = static_cast<int>((first + i) % shape.blocks_x);
@@ -711,7 +764,6 @@ class Stream {
     }
   }
 
- private:
   static void start(void* context, int index) {
     Group& group = *static_cast<Group*>(context);
     try {
@@ -726,7 +778,9 @@ class Stream {
 
   static void execute(Group& group) {
     const int count = group.threads * static_cast<int>(group.blocks.size());
-    static std::vector<std::unique_ptr<char[]>> stacks;
+    static std::vector<std::unique_ptr<char[]>> stacks_at[3];  // a call has three launches at most
+    static int depth = 0;                                      // launches that wait for the one before
+    auto& stacks = stacks_at[depth];
     while (static_cast<int>(stacks.size()) < count) stacks.emplace_back(new char[Fiber::stack_bytes]);
     group.fibers.resize(count);
     group.done.assign(count, false);
@@ -746,9 +800,21 @@ class Stream {
         if (group.error) std::rethrow_exception(group.error);
         if (group.done[i]) --left;
       }
+      if (!group.progress && !group.for_previous.empty()) {
+        struct Deeper {
+          Deeper() { ++depth; }
+          ~Deeper() { --depth; }
+        };
+        const Deeper deeper;
+        group.previous();
+        group.previous = nullptr;
+        group.wake(group.for_previous);
+      }
       if (!group.progress && left > 0) fail(group.kernel, ": ", left, " threads wait at a barrier that the others never reach");
     }
   }
+
+  mutable std::function<void()> pending_;
 };
 
 }  // namespace vtkernels::emulator

@@ -1,7 +1,9 @@
 // Small kernels, most of them with one mistake: what the emulator must let pass and what it must not.
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <iterator>
 #include <map>
 #include <string>
 
@@ -30,6 +32,19 @@ constexpr int64_t kShared = 1024;
 template <class Body>
 std::function<void()> kernel(Body body, int cluster = 1, int64_t blocks = 0) {
   return [=] { emulator::Stream().run<Kernel<Body>>({body}, {blocks != 0 ? blocks : cluster, 1, kShared, cluster, false}); };
+}
+
+int global[64];
+
+// Two launches, of which the second may start before the first has ended.
+template <class First, class Second>
+std::function<void()> launches(First first, Second second) {
+  return [=] {
+    std::fill(std::begin(global), std::end(global), 0);
+    const emulator::Stream stream;
+    stream.run<Kernel<First>>({first}, {2, 1, kShared});
+    stream.run<Kernel<Second>>({second}, {2, 1, kShared, 1, false, true});
+  };
 }
 
 void expect(bool right) {
@@ -208,6 +223,7 @@ const std::map<std::string, std::function<void()>> kKernels{
        expect(m.shuffle_xor(m.lane(), 1) == (m.lane() ^ 1));
        expect(m.ballot(m.lane() % 2 == 1) == 0xaaaaaaaau);
        expect(m.reduce_min(static_cast<uint32_t>(100 - m.lane())) == 69);
+       expect(m.reduce_add(static_cast<uint32_t>(m.lane())) == 496);
      })},
     {"products of boxes", warpgroup(Fault::none)},
     {"products of boxes for two blocks", warpgroup(Fault::none, 2)},
@@ -227,6 +243,16 @@ const std::map<std::string, std::function<void()>> kKernels{
                       }
                     },
                     2)},
+
+    {"dependent launch", launches(
+                             [](Machine& m) {
+                               m.let_next_launch_start();
+                               if (m.block_x() == 1) global[m.thread()] = m.thread();
+                             },
+                             [](Machine& m) {
+                               m.wait_for_previous_launch();
+                               expect(global[63 - m.thread()] == 63 - m.thread());
+                             })},
 
     // races
     {"box not received", warpgroup(Fault::not_received)},
@@ -359,6 +385,25 @@ const std::map<std::string, std::function<void()>> kKernels{
     {"rank beyond the cluster", kernel([](Machine& m) { m.peer(m.shared<int>(0), 2)[m.thread()] = 1; }, 2)},
     {"negative rank", kernel([](Machine& m) { m.peer(m.shared<int>(0), -1)[m.thread()] = 1; }, 2)},
     {"half a cluster", kernel([](Machine&) {}, 2, 3)},
+
+    // launches
+    {"read before the launch before", launches([](Machine& m) { global[m.thread()] = m.thread(); },
+                                               [](Machine& m) {
+                                                 const int early = global[63 - m.thread()];
+                                                 m.wait_for_previous_launch();
+                                                 expect(early == 63 - m.thread());
+                                               })},
+    {"write under the launch before", launches([](Machine& m) { expect(global[m.thread()] == 0); },
+                                               [](Machine& m) {
+                                                 global[m.thread()] = 1;
+                                                 m.wait_for_previous_launch();
+                                               })},
+    {"launch before not waited for", launches([](Machine&) {},
+                                              [](Machine& m) {
+                                                if (m.block_x() == 0) m.wait_for_previous_launch();
+                                              })},
+    {"first launch that waits",
+     [] { emulator::Stream().run<Kernel<void (*)(Machine&)>>({[](Machine&) {}}, {1, 1, kShared, 1, false, true}); }},
 };
 
 }  // namespace

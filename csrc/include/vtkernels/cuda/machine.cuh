@@ -67,6 +67,7 @@ struct Machine {
   }
   VTKERNELS_DEVICE uint32_t ballot(bool x) const { return __ballot_sync(~0u, x); }
   VTKERNELS_DEVICE uint32_t reduce_min(uint32_t x) const { return __reduce_min_sync(~0u, x); }
+  VTKERNELS_DEVICE uint32_t reduce_add(uint32_t x) const { return __reduce_add_sync(~0u, x); }
 
   // Dynamic shared memory from a byte on, as elements of T.
   template <class T>
@@ -186,6 +187,18 @@ struct Machine {
     }
     __syncthreads();
   }
+
+  // Of launches that follow each other on a stream, where the later one is Shape::dependent. It waits until the one before is
+  // complete and all that it wrote can be read; before that it must neither read what that one writes nor write what that one
+  // uses. Every thread of it calls this, for the launch after it relies on that. The earlier one may say that it needs no
+  // more blocks than it has: the next is started once all blocks have said so or have ended.
+#if __CUDA_ARCH__ >= 900
+  VTKERNELS_DEVICE void wait_for_previous_launch() const { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+  VTKERNELS_DEVICE void let_next_launch_start() const { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+#else
+  VTKERNELS_DEVICE void wait_for_previous_launch() const {}
+  VTKERNELS_DEVICE void let_next_launch_start() const {}
+#endif
 
   // 16 bytes from global to shared memory behind the thread's back; zeros where not valid.
   VTKERNELS_DEVICE void copy16(void* to, const void* from, bool valid) const {

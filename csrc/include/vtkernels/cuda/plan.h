@@ -28,6 +28,9 @@ struct Shape {
   int64_t shared = 0;     // bytes of a block
   int cluster = 1;        // blocks along x that reach into each other's shared memory
   bool resident = false;  // the blocks wait for each other, so all must run at the same time
+  // The launch before it is of the same call, and this one may start while that still runs. Its kernel must call
+  // wait_for_previous_launch(). Not together with `resident`, nor before sm_90.
+  bool dependent = false;
 };
 
 // One call of an op: the path that was chosen, its launches in order, and the workspace they share.
@@ -46,24 +49,29 @@ VTKERNELS_INLINE constexpr int64_t power_of_two(int64_t x) {
 
 // ------------------------------------------------------------------------------------------------ top-k by one block
 
-constexpr int64_t kTopkCounted = 1024;  // rows up to here are ranked by counting who is better
-constexpr int kTopkBuckets = 256;       // of a pass of the radix selection beyond
+constexpr int kTopkThreads = 512;
+constexpr int kTopkFew = 2;   // entries a thread that are held in registers in a short row,
+constexpr int kTopkMany = 8;  // and in a longer one; beyond, every pass reads them again
+constexpr int kTopkPasses = 4;
+constexpr int kTopkBuckets = 256;  // of a pass
+constexpr int64_t kTopkHistograms = 4 * kTopkPasses * kTopkBuckets;
+constexpr int64_t kTopkOrdered = 2048;  // winners that are put in order in shared memory
 
-// Bytes of shared memory for a row of n or fewer.
-VTKERNELS_INLINE constexpr int64_t topk_shared(int64_t n) {
-  const int64_t counting = 4 * (n < kTopkCounted ? n : kTopkCounted) + 4 * (kTopkCounted / 32);
-  const int64_t radix = 4 * (kTopkBuckets + 2 + 32);
-  return n > kTopkCounted && radix > counting ? radix : counting;
+// Bytes of workspace for a row: best first, more winners than shared memory is for are put in order there.
+VTKERNELS_INLINE constexpr int64_t topk_workspace(int64_t k, bool sort) {
+  return sort || power_of_two(k) <= kTopkOrdered ? 0 : 8 * power_of_two(k);
 }
 
-// Bytes of workspace for a row: best first, the winners of a long row are sorted there.
-VTKERNELS_INLINE constexpr int64_t topk_workspace(int64_t n, int64_t k, bool sort) {
-  return sort || n <= kTopkCounted ? 0 : 8 * power_of_two(k);
+// Bytes of shared memory: histograms, what one warp tells the others, two numbers per warp, and the winners that are to be put
+// in order.
+VTKERNELS_INLINE constexpr int64_t topk_shared(int64_t k, bool sort) {
+  const bool ordered = k > 0 && !sort && topk_workspace(k, sort) == 0;
+  return kTopkHistograms + 16 + 4 * 2 * 32 + (ordered ? 8 * power_of_two(k) : 0);
 }
 
 inline Plan plan_topk_select(const Gpu&, int64_t images, int64_t n, int64_t k, bool sort) {
-  const Shape shape{images, 1, topk_shared(n), 1, false};
-  return {n <= kTopkCounted ? "count" : "radix", 1, {shape}, images * topk_workspace(n, k, sort)};
+  const Shape shape{images, 1, topk_shared(k, sort), 1, false};
+  return {n <= kTopkMany * kTopkThreads ? "registers" : "read again", 1, {shape}, images * topk_workspace(k, sort)};
 }
 
 // ------------------------------------------------------------------------------------------------ attention of one query row
@@ -71,16 +79,15 @@ inline Plan plan_topk_select(const Gpu&, int64_t images, int64_t n, int64_t k, b
 constexpr int kAttentionThreads = 512;
 constexpr int kAttentionCluster = 8;  // the largest that every GPU with clusters allows
 
-// Bytes of shared memory: a query, one number per warp, and for each of `rows` arrays a float per token.
+// Bytes of shared memory: for two heads, a query and two numbers per warp; for each of `rows` arrays, a float per token.
 VTKERNELS_INLINE constexpr int64_t attention_shared(int64_t tokens, int64_t channels, int rows) {
-  return 4 * (round_up(channels, 4) + kAttentionThreads / 32 + rows * round_up(tokens, 4));
+  return 4 * (2 * round_up(channels, 8) + 2 * 2 * kAttentionThreads / 32 + rows * round_up(tokens, 4));
 }
 
 // `k` < 0: the attention alone.
-inline Plan plan_attention(const Gpu& gpu, int64_t images, int64_t heads, int64_t tokens, int64_t channels, int64_t prefix,
-                           int64_t k, bool sort) {
-  const int64_t n = tokens - prefix;
-  const int64_t select = k < 0 ? 0 : round_up(topk_shared(n), 16), sorted = k < 0 ? 0 : images * topk_workspace(n, k, sort);
+inline Plan plan_attention(const Gpu& gpu, int64_t images, int64_t heads, int64_t tokens, int64_t channels, int64_t, int64_t k,
+                           bool sort) {
+  const int64_t select = k < 0 ? 0 : round_up(topk_shared(k, sort), 16), sorted = k < 0 ? 0 : images * topk_workspace(k, sort);
   int cluster = 1;
   while (2 * cluster <= kAttentionCluster && 2 * cluster <= heads) cluster *= 2;
   // One launch: a cluster per image, its blocks share the heads and add them up in each other's shared memory.
@@ -89,13 +96,15 @@ inline Plan plan_attention(const Gpu& gpu, int64_t images, int64_t heads, int64_
     return {"cluster", 1, {{images * cluster, 1, shared, cluster, false}}, sorted};
   }
   // Two: a block per head, then a block per image.
-  const Shape head{images * heads, 1, attention_shared(0, channels, 0), 1, false}, image{images, 1, select, 1, false};
+  const Shape head{images * heads, 1, attention_shared(0, channels, 0), 1, false};
+  const Shape image{images, 1, select, 1, false, gpu.arch >= 90};
   return {"heads", 2, {head, image}, round_up(4 * images * heads * tokens, 16) + sorted};
 }
 
 // ------------------------------------------------------------------------------------------------ compact_
 
-constexpr int kCompactThreads = 64;
+constexpr int kCompactThreads = 128;
+constexpr int kCompactUnits = 32;  // of a row that a block moves: 16 bytes or an element each
 
 // Whether rows of `channels` elements can be moved 16 bytes at a time.
 inline bool in_sixteens(const void* data, int64_t element, const int64_t (&stride)[3], int64_t channels) {
@@ -106,7 +115,8 @@ inline bool in_sixteens(const void* data, int64_t element, const int64_t (&strid
 
 inline Plan plan_compact_(const Gpu&, int64_t images, int64_t channels, int64_t element, bool sixteens) {
   const int64_t units = sixteens ? channels * element / 16 : channels;
-  const Shape shape{(units + kCompactThreads - 1) / kCompactThreads, images, 0, 1, false};
+  // Along x alone, which takes 2**31 - 1 blocks: along y there can be 65,535.
+  const Shape shape{images * ((units + kCompactUnits - 1) / kCompactUnits), 1, 0, 1, false};
   return {sixteens ? "16 bytes" : "elements", 1, {shape}, 0};
 }
 

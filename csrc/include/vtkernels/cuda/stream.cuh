@@ -41,7 +41,7 @@ class Stream {
     config.blockDim = dim3(Kernel::threads);
     config.dynamicSmemBytes = static_cast<size_t>(shape.shared);
     config.stream = stream_;
-    cudaLaunchAttribute attributes[2];
+    cudaLaunchAttribute attributes[3];
     if (shape.cluster > 1) {
       if (shape.cluster > 8) {
         check(cudaFuncSetAttribute(entry<Kernel>, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), Kernel::name);
@@ -52,6 +52,10 @@ class Stream {
     if (shape.resident) {
       attributes[config.numAttrs].id = cudaLaunchAttributeCooperative;
       attributes[config.numAttrs++].val.cooperative = 1;
+    }
+    if (shape.dependent) {
+      attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+      attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
     }
     config.attrs = attributes;
     check(cudaLaunchKernelEx(&config, entry<Kernel>, arguments), Kernel::name);
