@@ -8,7 +8,7 @@ SOURCES := $(shell find csrc cmake -type f) CMakeLists.txt setup.py pyproject.to
 TORCH := $(shell grep ^torch== constraints.txt)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-kernels test-lmms-eval test-original test-transformers test-cuda-torch test-triton-36 lint gpu bench guard build clean \
+.PHONY: demo test test-kernels test-lmms-eval test-original test-transformers test-cuda-torch test-triton-36 rehearse-gpu lint gpu bench guard build clean \
   dist test-dist test-matrix hub test-hub docs docs-serve fuzz sanitize-address sanitize-thread properties tidy
 
 demo: build
@@ -82,20 +82,16 @@ test-cuda-torch: build .venv-cuda/.installed
 	  tests/test_cuda_build.py tests/test_native.py tests/test_invariance.py tests/test_errors.py tests/test_contract.py \
 	  -k "not sm_90 and not sm_80 and not triton and not reference"
 
-# Its torch is newer than the one that the library was built with.
+# The versions of a machine with a GPU, the oldest Triton among them.
 .venv-cuda/.installed:
 	$(PYTHON) -m venv .venv-cuda
-	.venv-cuda/bin/python -m pip install --quiet --disable-pip-version-check "torch==2.14.1" pytest hypothesis numpy
+	.venv-cuda/bin/python -m pip install --quiet --disable-pip-version-check "torch==2.11.0" "triton==3.6.0" "transformers==5.17.0" \
+	  numpy pillow rich pytest pytest-xdist hypothesis "setuptools>=77" cmake ninja pybind11
 	touch $@
 
 # The oldest Triton that is supported compiles every kernel without spills; `make test-kernels` does it with the newest known.
-test-triton-36: .venv-triton36/.installed
-	VTKERNELS_TEST_KERNELS=1 PYTHONPATH=. .venv-triton36/bin/python -m pytest tests/test_triton.py -k "compile_for or compiles_little"
-
-.venv-triton36/.installed: constraints.txt
-	$(PYTHON) -m venv .venv-triton36
-	.venv-triton36/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH) "triton==3.6.0" pytest hypothesis numpy
-	touch $@
+test-triton-36: .venv-cuda/.installed
+	VTKERNELS_TEST_KERNELS=1 PYTHONPATH=. .venv-cuda/bin/python -m pytest tests/test_triton.py -k "compile_for or compiles_little"
 
 # The site of docs/ and of the docstrings, into build/site: reads the sources, needs neither a build nor a network.
 docs: .venv/.docs
@@ -111,7 +107,13 @@ docs-serve: .venv/.docs
 
 # On a machine with an NVIDIA GPU: everything that needs one, in one command.
 gpu: build
-	PYTHON=$(BIN)/python benchmarks/gpu.sh
+	benchmarks/gpu.sh --python $(BIN)/python --out build/gpu
+	$(BIN)/python -m benchmarks gpu-report build/gpu
+
+# The same script without a GPU: all of it with the versions of a machine that has one, and what depends on torch with ours.
+rehearse-gpu: build .venv-cuda/.installed
+	benchmarks/gpu.sh --rehearse --limit 900 --python .venv-cuda/bin/python
+	benchmarks/gpu.sh --rehearse --limit 600 --python $(BIN)/python --only machine,build,tests,prune,memory
 
 # The oldest transformers that vt.prune supports; `make test` runs the newest known, which constraints.txt names.
 test-transformers: build .venv-transformers/.installed
@@ -215,4 +217,4 @@ test-hub: build hub .venv-hub/.installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-hub .venv-lmms-eval .venv-original .venv-transformers .venv-cuda .venv-dist .venv-triton36 build dist vtkernels/_native vtkernels/_host*.so *.egg-info
+	rm -rf .venv .venv-hub .venv-lmms-eval .venv-original .venv-transformers .venv-cuda .venv-dist build dist vtkernels/_native vtkernels/_host*.so *.egg-info

@@ -156,7 +156,7 @@ tell() {
 
 # ------------------------------------------------------------------------------------------------ what each step runs
 
-export PYTHONUNBUFFERED=1 PYTHONPATH=$PWD VTKERNELS_REQUIRE_NATIVE=1 TRITON_INTERPRET=0 COLUMNS=160 PYTHONDONTWRITEBYTECODE=1
+export PATH="${python%/*}:$PATH" PYTHONUNBUFFERED=1 PYTHONPATH=$PWD VTKERNELS_REQUIRE_NATIVE=1 TRITON_INTERPRET=0 COLUMNS=160 PYTHONDONTWRITEBYTECODE=1
 export VTKERNELS_COMMIT=${VTKERNELS_COMMIT:-$(git rev-parse --short HEAD 2>/dev/null)}
 export python out work device=cuda dtype=float16 cores rehearse
 cores=$(nproc)
@@ -179,11 +179,16 @@ step_build() {
     --ignore-installed --disable-pip-version-check --root-user-action=ignore --prefix "$work/prefix" --editable . || return 1
   "$python" -m vtkernels info || return 1
   [[ -n $rehearse ]] || "$python" tests/cuda_small.py --loads || return 1
+  "$python" -m benchmarks.machine --planner --out "$out/machine.json"
   echo "the native CUDA kernels are built"
 }
 
 step_triton() {
-  "$python" tests/gpu_triton.py --jobs "$cores" --limit 95 --logs "$work/triton" ${rehearse:+--list}
+  if [[ -n $rehearse ]]; then # the calls of one op, compiled for a GPU that is not there
+    "$python" tests/specializations.py compact_ --compile
+  else
+    "$python" tests/gpu_triton.py --jobs "$cores" --limit 95 --logs "$work/triton"
+  fi
 }
 
 collected() { # a rehearsal has nothing to run: pytest's code for that is 5
@@ -192,8 +197,8 @@ collected() { # a rehearsal has nothing to run: pytest's code for that is 5
   return $code
 }
 
-step_tests() {
-  "$python" -m pytest -q -p no:cacheprovider -n "$cores" --junitxml "$out/cuda.xml" tests/test_cuda_gpu.py -k "not allocator"
+step_tests() { # the judges run on the CPU, several at a time
+  OMP_NUM_THREADS=1 "$python" -m pytest -q -p no:cacheprovider -n "$cores" --junitxml "$out/cuda.xml" tests/test_cuda_gpu.py -k "not allocator"
   collected
 }
 
@@ -203,17 +208,18 @@ step_memory() {
 }
 
 step_prune() {
-  "$python" -m pytest -q -p no:cacheprovider -n "$((cores < 6 ? cores : 6))" tests/test_prune_gpu.py
+  OMP_NUM_THREADS=1 "$python" -m pytest -q -p no:cacheprovider -n "$((cores < 6 ? cores : 6))" tests/test_prune_gpu.py
   collected
 }
 
 step_ops() {
-  "$python" -m benchmarks ops --headline --device "$device" --dtype "$dtype" --seconds 0.3 --out "$out/ops.csv" \
+  "$python" -m benchmarks ops --headline --device "$device" --dtype "$dtype" --seconds 0.2 --out "$out/ops.csv" \
     ${rehearse:+--op topk_select --op scope_select}
 }
 
 step_scaling() {
-  "$python" -m benchmarks scaling --device "$device" --op scope_select --axis N --axis B --out "$out/scaling.csv" ${rehearse:+--quick}
+  "$python" -m benchmarks scaling --device "$device" --dtype "$dtype" --op scope_select --axis N --axis B --no-memory \
+    --seconds 0.1 --longest 10 --out "$out/scaling.csv" ${rehearse:+--quick}
 }
 
 step_model() {

@@ -1,7 +1,8 @@
 """What this machine's GPU reaches, whatever runs on it: ``python -m benchmarks.machine --out machine.json``.
 
 Two ceilings that every other figure is held against: a large copy (bytes read plus bytes written) and a large float16 matrix
-product. Needs torch alone. What is known is written at once, and again when more is.
+product. Needs torch alone, so that it runs before anything is built; ``--planner`` adds what the built library asks the driver.
+What is known is written at once, and again when more is.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import os
 import platform
 import statistics
 import subprocess
+import time
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.machine", description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the JSON file to write")
     parser.add_argument("--device", default="cuda", help="cuda, or cpu for a rehearsal (default: %(default)s)")
+    parser.add_argument("--planner", action="store_true", help="only add the GPU as the launch planner sees it to the file")
     options = parser.parse_args()
+    if options.planner:
+        return add_planner(options.out)
     facts = versions()
 
     def write() -> None:
@@ -40,6 +46,16 @@ def main() -> None:
     facts["matmul_tflop_s"] = round(product(options.device, side) / 1e12, 2)
     write()
     print(json.dumps(facts))
+
+
+def add_planner(out: Path) -> None:
+    """Clusters of blocks that run at a time, from the driver."""
+    from vtkernels import _load
+
+    found = _load.gpu()
+    facts = json.loads(out.read_text()) if out.exists() else {}
+    out.write_text(json.dumps(facts | found, indent=1) + "\n")
+    print(json.dumps(found))
 
 
 def versions() -> dict[str, Any]:
@@ -84,7 +100,7 @@ def product(name: str, side: int) -> float:
     return 2 * side**3 / seconds(lambda: a @ b, name)
 
 
-def seconds(call: Any, name: str) -> float:
+def seconds(call: Callable[[], object], name: str) -> float:
     """The median of ten calls after three."""
     times = []
     for _ in range(13):
@@ -96,8 +112,6 @@ def seconds(call: Any, name: str) -> float:
             end.synchronize()
             times.append(begin.elapsed_time(end) / 1e3)
         else:
-            import time
-
             start = time.perf_counter()
             call()
             times.append(time.perf_counter() - start)

@@ -39,11 +39,12 @@ def _check_simd(library: Path, wanted: str | None) -> None:
         raise ValueError(f"VTKERNELS_SIMD must be one of {', '.join(levels)} on this machine, got {wanted!r}")
 
 
-def _says(library: Path, name: str) -> str:
-    """One of the C functions of ``csrc/cpu/about.cpp``. By ctypes: the op path serves every Python with one file."""
+def _says(library: Path, name: str, *arguments: int) -> str:
+    """A C function of ``csrc/cpu/about.cpp`` or ``csrc/cuda/gpu.cu``. By ctypes: the op path serves every Python with
+    one file."""
     function = getattr(ctypes.CDLL(str(next(library.parent.glob("libvtkernels.*")))), f"vtkernels_{name}")
     function.restype = ctypes.c_char_p
-    words: bytes = function()
+    words: bytes = function(*arguments)
     return words.decode()
 
 
@@ -51,6 +52,15 @@ def build_info() -> dict[str, Any]:
     """What the native library was built with; empty where it is not in use."""
     info: dict[str, Any] = json.loads(_says(NATIVE, "build_info")) if NATIVE else {}
     return info
+
+
+def gpu(device: int = 0) -> dict[str, Any]:
+    """A GPU as the launch planner sees it, among it how many clusters of 2, 4 and 8 blocks with all of their shared memory run
+    at a time; empty without one, or without kernels for it."""
+    if NATIVE is None or not build_info().get("cuda") or not torch.cuda.is_available():
+        return {}
+    found: dict[str, Any] = json.loads(_says(NATIVE, "gpu", device) or "{}")
+    return found
 
 
 def simd_level() -> str | None:

@@ -1,6 +1,7 @@
 // A device, as the launch planner sees it.
 #include <map>
 #include <mutex>
+#include <string>
 
 #include "vtkernels/cuda.h"
 #include "vtkernels/cuda/stream.cuh"
@@ -37,3 +38,18 @@ Gpu gpu(int device) {
 }
 
 }  // namespace vtkernels::cuda
+
+// The same as JSON, for `vtkernels info`; empty where the device cannot be asked.
+extern "C" const char* vtkernels_gpu(int device) {
+  static thread_local std::string text;
+  try {
+    const vtkernels::cuda::Gpu gpu = vtkernels::cuda::gpu(device);
+    text = "{\"arch\": " + std::to_string(gpu.arch) + ", \"multiprocessors\": " + std::to_string(gpu.multiprocessors) +
+           ", \"shared_per_block\": " + std::to_string(gpu.shared_per_block) + ", \"clusters\": {\"2\": " +
+           std::to_string(gpu.clusters[0]) + ", \"4\": " + std::to_string(gpu.clusters[1]) +
+           ", \"8\": " + std::to_string(gpu.clusters[2]) + "}}";
+  } catch (const std::exception&) {
+    text.clear();
+  }
+  return text.c_str();
+}

@@ -61,6 +61,9 @@ def run(options: argparse.Namespace) -> int:
         ["GPU", ", ".join(machine["gpus"]) or "none visible to torch"],
         ["native library", native["library"] or f"none: {native['reason']}"],
     ]
+    if machine["planner"]:
+        fits = ", ".join(f"{count} of {size}" for size, count in machine["planner"]["clusters"].items())
+        rows.append(["clusters of blocks at a time", fits])
     if native["library"]:
         rows.append(["SIMD level", f"{native['simd']} (this machine can run {', '.join(native['simd_levels'])})"])
         rows += [[f"build: {name}", str(value)] for name, value in native["build"].items()]
@@ -108,6 +111,7 @@ def collect() -> dict[str, Any]:
             "cpus": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "gpus": [torch.cuda.get_device_name(place) for place in range(torch.cuda.device_count())],
+            "planner": _load.gpu(),
         },
         "native": {
             "library": str(_load.NATIVE) if _load.NATIVE else None,
