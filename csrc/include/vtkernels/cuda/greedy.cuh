@@ -250,8 +250,14 @@ struct GreedyBlock {
       uint64_t key = kGreedyNobody;
       if (gain >= 0) {
         int64_t sum = 0;
-#pragma unroll 8
-        for (int group = 0; group < groups; ++group) sum += static_cast<int64_t>(parts[group * a.slice + at]);
+        for (int group = 0; group < groups; group += 8) {
+          int64_t part[8];  // on their way at the same time, the last ones too
+#pragma unroll
+          for (int u = 0; u < 8; ++u)
+            part[u] = group + u < groups ? static_cast<int64_t>(parts[(group + u) * a.slice + at]) : 0;
+#pragma unroll
+          for (int u = 0; u < 8; ++u) sum += part[u];
+        }
         gain = round > 0 ? gain - sum : sum;
         key = key_of(gain, weights[at], index);
       }
