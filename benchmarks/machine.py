@@ -81,7 +81,6 @@ def device() -> dict[str, Any]:
         "multiprocessors": properties.multi_processor_count,
         "memory_gib": round(properties.total_memory / 2**30, 1),
         "l2_mib": properties.L2_cache_size / 2**20,
-        "shared_per_block_kib": properties.shared_memory_per_block_optin / 2**10,
         "driver": driver.strip(),
     }
 
@@ -115,7 +114,8 @@ def seconds(call: Callable[[], object], name: str) -> float:
             start = time.perf_counter()
             call()
             times.append(time.perf_counter() - start)
-    return statistics.median(times[3:])
+    median: float = statistics.median(times[3:])
+    return median
 
 
 if __name__ == "__main__":

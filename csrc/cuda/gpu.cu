@@ -45,8 +45,8 @@ extern "C" const char* vtkernels_gpu(int device) {
   try {
     const vtkernels::cuda::Gpu gpu = vtkernels::cuda::gpu(device);
     text = "{\"arch\": " + std::to_string(gpu.arch) + ", \"multiprocessors\": " + std::to_string(gpu.multiprocessors) +
-           ", \"shared_per_block\": " + std::to_string(gpu.shared_per_block) + ", \"clusters\": {\"2\": " +
-           std::to_string(gpu.clusters[0]) + ", \"4\": " + std::to_string(gpu.clusters[1]) +
+           ", \"shared_per_block\": " + std::to_string(gpu.shared_per_block) +
+           ", \"clusters\": {\"2\": " + std::to_string(gpu.clusters[0]) + ", \"4\": " + std::to_string(gpu.clusters[1]) +
            ", \"8\": " + std::to_string(gpu.clusters[2]) + "}}";
   } catch (const std::exception&) {
     text.clear();

@@ -55,6 +55,7 @@ struct CoverageGreatest {
 
   template <class M>
   static VTKERNELS_DEVICE void run(M& m, const Arguments& a) {
+    m.let_next_launch_start();
     const int64_t b = m.block_x() / a.blocks, valid = a.lengths(b, a.candidates);
     float most = 0;
     a.each(m, [&](int64_t i, int64_t j) { most = Max{}(most, a.entry(b, valid, i, j)); });
@@ -71,6 +72,8 @@ struct CoverageFixedPoint {
 
   template <class M>
   static VTKERNELS_DEVICE void run(M& m, const Arguments& a) {
+    m.wait_for_previous_launch();
+    m.let_next_launch_start();
     const int64_t b = m.block_x() / a.blocks, valid = a.lengths(b, a.candidates);
     float most = 0;
     for (int i = m.thread(); i < a.blocks; i += threads) most = Max{}(most, a.greatest[b * a.blocks + i]);

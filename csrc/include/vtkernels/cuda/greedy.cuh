@@ -840,6 +840,7 @@ struct Greedy {
   template <class M>
   static VTKERNELS_DEVICE void run(M& m, const Arguments& a) {
     using Block = GreedyBlock<M, T, Place>;
+    m.wait_for_previous_launch();
     Block block(m, a);
     const int found = a.k < block.valid ? static_cast<int>(a.k) : block.valid;
     if (found > 0) {

@@ -294,7 +294,7 @@ inline GreedyPlan plan_greedy(const Gpu& gpu, Plan plan, int64_t images, int64_t
   plan.path = choice.place == GreedyPlace::resident ? "resident"
               : choice.place == GreedyPlace::shared ? "streamed"
                                                     : "streamed, state too";
-  plan.shape[plan.launches++] = {images * choice.cluster, 1, choice.layout.shared, choice.cluster, false};
+  plan.shape[plan.launches++] = {images * choice.cluster, 1, choice.layout.shared, choice.cluster, false, gpu.arch >= 90};
   plan.workspace = round_up(plan.workspace, 256) + images * state;
   return {plan, choice.place, choice.pool};
 }
@@ -331,7 +331,9 @@ inline GreedyPlan plan_coverage_select(const Gpu& gpu, int64_t images, int64_t i
   int64_t blocks = (items * greedy_stride(n) + kCoverageEntries - 1) / kCoverageEntries;
   blocks = blocks < 1 ? 1 : blocks > kCoverageBlocks ? kCoverageBlocks : blocks;
   const Shape share{images * blocks, 1, 4 * kCoverageThreads / 32, 1, false};
-  const Plan fixed{"", 2, {share, share}, CoverageWorkspace(images, items, n, blocks).all};
+  Shape fixed_point = share;
+  fixed_point.dependent = gpu.arch >= 90;
+  const Plan fixed{"", 2, {share, fixed_point}, CoverageWorkspace(images, items, n, blocks).all};
   return plan_greedy(gpu, fixed, images, items, n, 8);
 }
 
