@@ -18,12 +18,12 @@ struct GramDirections {
   static constexpr int channels = kGramBytes / 2;  // added up by the tensor cores before they are added in float32
   static constexpr bool bfloat16 = std::is_same_v<T, BFloat16>;
 
-  // Of 16 rows by one block; images have `blocks`. start(image, row, square) once for every row.
+  // Of 8 rows by one block; images have `blocks`. start(image, row, square) once for every row.
   template <class M, class Start>
   static VTKERNELS_DEVICE void run(M& m, const Features<T>& x, int blocks, Direction* directions, void* copy,
                                    const Start& start) {
     const Rows of{m.block_x() / blocks, m.block_x() % blocks * rows, copy};
-    float square[2] = {};
+    float square = 0;
     if (x.sixteens) {
       add<true>(m, x, of, square);
     } else {
@@ -31,11 +31,7 @@ struct GramDirections {
     }
 
     const auto parts = m.template shared<float>(0);
-    const int g = m.lane() / 4, t = m.lane() % 4;
-    if (g / 2 == t) {
-      parts[m.warp() * rows + g] = square[0];
-      parts[m.warp() * rows + g + 8] = square[1];
-    }
+    if (m.lane() / 8 == m.lane() % 4) parts[m.warp() * rows + m.lane() / 4] = square;
     m.sync();
     const int64_t row = of.first + m.thread();
     if (m.thread() >= rows || row >= x.n) return;
@@ -56,63 +52,59 @@ struct GramDirections {
     void* copy;
   };
 
-  // A warp has the diagonal of 16 x 16 products: of rows g and g + 8, in the lanes that it passes through. It waits for its
-  // loads once in `batch` stages; those behind the last add 0.
+  // A warp has the diagonal of 8 x 8 products (the lower half of what the tensor cores can have is left empty): that of row g
+  // in the lane g / 2 of those that have read it. It waits for its loads once in `batch` stages; those behind the last add 0.
   template <bool Sixteens, class M>
-  static VTKERNELS_DEVICE void add(M& m, const Features<T>& x, const Rows& of, float (&square)[2]) {
+  static VTKERNELS_DEVICE void add(M& m, const Features<T>& x, const Rows& of, float& square) {
     constexpr int batch = Sixteens ? 4 : 1;
-    const int g = m.lane() / 4, t = m.lane() % 4, valid = static_cast<int>(x.lengths(of.image, x.n));
-    const int stages = static_cast<int>((x.channels + channels - 1) / channels);
+    const int g = m.lane() / 4, t = m.lane() % 4, row = of.first + g;
+    const int stages = static_cast<int>((x.channels + channels - 1) / channels), all = static_cast<int>(x.channels);
+    const int valid = row < x.lengths(of.image, x.n) ? all : 0;
+    const int64_t apart = Sixteens ? 1 : x.stride[2];
+    const T* from = x.data + of.image * x.stride[0] + row * x.stride[1];
 #pragma unroll 1
     for (int stage = m.warp(); stage < stages; stage += batch * warps) {
-      Pack part[batch][2][2];
-      const auto channel = [&](int s, int p) { return (stage + s * warps) * channels + 4 * pack * p + pack * t; };
+      const int first = stage * channels + pack * t;
+      Pack part[batch][2];
 #pragma unroll
       for (int s = 0; s < batch; ++s) {
 #pragma unroll
-        for (int r = 0; r < 2; ++r) {
-#pragma unroll
-          for (int p = 0; p < 2; ++p) part[s][r][p] = load<Sixteens>(x, of.image, of.first + g + 8 * r, channel(s, p), valid);
+        for (int p = 0; p < 2; ++p) {
+          const int after = s * warps * channels + 4 * pack * p;
+          part[s][p] = load<Sixteens>(from + (first + after) * apart, valid - first - after, apart);
         }
       }
 #pragma unroll
       for (int s = 0; s < batch; ++s) {
-        float c[2][4] = {};
+        float c[4] = {};
 #pragma unroll
         for (int p = 0; p < 2; ++p) {
 #pragma unroll
           for (int w = 0; w < 4; w += 2) {
-            const uint32_t upper[2]{part[s][0][p].words[w], part[s][0][p].words[w + 1]};
-            const uint32_t lower[2]{part[s][1][p].words[w], part[s][1][p].words[w + 1]};
-            const uint32_t both[4]{upper[0], lower[0], upper[1], lower[1]};
-            m.template mma<bfloat16>(c[0], both, upper);
-            m.template mma<bfloat16>(c[1], both, lower);
+            const uint32_t own[2]{part[s][p].words[w], part[s][p].words[w + 1]}, upper[4]{own[0], 0, own[1], 0};
+            m.template mma<bfloat16>(c, upper, own);
           }
         }
-        square[0] += g % 2 ? c[0][1] : c[0][0];
-        square[1] += g % 2 ? c[1][3] : c[1][2];
+        square += g % 2 ? c[1] : c[0];
       }
       if (of.copy == nullptr) continue;
 #pragma unroll
       for (int s = 0; s < batch; ++s) {
 #pragma unroll
-        for (int r = 0; r < 2; ++r) {
-#pragma unroll
-          for (int p = 0; p < 2; ++p) store(x, of, of.first + g + 8 * r, channel(s, p), part[s][r][p]);
-        }
+        for (int p = 0; p < 2; ++p) store(x, of, row, first + s * warps * channels + 4 * pack * p, part[s][p]);
       }
     }
   }
 
+  // The first `left` elements, and zeros.
   template <bool Sixteens>
-  static VTKERNELS_DEVICE Pack load(const Features<T>& x, int64_t b, int row, int channel, int valid) {
-    const T* from = x.data + b * x.stride[0] + row * x.stride[1] + channel * x.stride[2];
+  static VTKERNELS_DEVICE Pack load(const T* from, int left, int64_t apart) {
     Pack values{};
-    if (row >= valid || channel >= x.channels) return values;
+    if (left <= 0) return values;
     if constexpr (Sixteens) return *reinterpret_cast<const Pack*>(from);
 #pragma unroll
     for (int e = 0; e < pack; ++e) {
-      const uint32_t bits = channel + e < x.channels ? from[e * x.stride[2]].bits : 0;
+      const uint32_t bits = e < left ? from[e * apart].bits : 0;
       values.words[e / 2] |= bits << (16 * (e % 2));
     }
     return values;

@@ -98,13 +98,15 @@ struct GramWide {
     if (m.thread() >= 128 * Groups) {
       if constexpr (Groups > kWideSmall) m.template fewer_registers<32>();
       if (m.thread() == 128 * Groups) copy(m, maps, place, stages, full, empty);
-      for (int barrier = 0; barrier < 3; ++barrier) m.sync();
+      m.sync_warp();
+      m.sync_cluster();
+      for (int barrier = 0; barrier < 2; ++barrier) m.sync();
     } else {
       if constexpr (Groups > kWideSmall) m.template more_registers<160>();
       float total[64] = {};
       multiply(m, stages, full, empty, total);
       const auto products = m.template shared<float>(0);
-      m.sync();  // all have read the last stages
+      m.sync_cluster();  // all have read the last stages, and no block sends to one that may have left
 #pragma unroll
       for (int e = 0; e < 64; ++e) {
         const int row = 16 * m.warp() + e / 2 % 2 * 8 + m.lane() / 4, column = e / 4 * 8 + m.lane() % 4 * 2 + e % 2;
@@ -113,7 +115,6 @@ struct GramWide {
       m.sync();
       write(m, place, directions, n, to, stride, value);
     }
-    m.sync_cluster();  // nobody leaves while the other block still sends
   }
 
  private:

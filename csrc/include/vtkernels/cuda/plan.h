@@ -152,7 +152,7 @@ VTKERNELS_INLINE constexpr int64_t wide_clusters(int64_t n, int groups) {
 }
 
 // Wide tiles have the directions of the rows from a launch before.
-constexpr int kGramDirectionRows = 16;  // of a block
+constexpr int kGramDirectionRows = 8;  // of a block
 constexpr int kGramDirectionThreads = 256;
 
 // Elements from row to row of features that are copied into the workspace.
