@@ -66,8 +66,10 @@ def gpus_of(op: str) -> tuple[str, ...]:
     """Where the GPUs differ in nothing but the number of blocks, one is enough: ``test_cuda_emulated.py`` has the other."""
     if op not in LAUNCHES or build.why_not():
         return ()
-    if op == "graph_propagate":  # wide tiles, where there are more of them than a third of the multiprocessors
+    if op == "graph_propagate":  # wide tiles, where they occupy a twentieth of the multiprocessors
         return ("sm_90", "sm_90 wide")
+    if op == "scope_select":
+        return ("sm_90", "sm_80", "sm_90 wide")
     return ("sm_90",) if op in ("topk_select", "compact_") else ("sm_90", "sm_80")
 
 

@@ -49,8 +49,8 @@ def wide(op, draw, n):
 @pytest.mark.parametrize("op", LAUNCHES)
 def test_every_plan_gives_the_same_bits(op, n, dtype):
     """Cluster shapes, paths and the number of blocks decide who computes what, never the result. The two paths of the attention
-    add the heads in another order, and norms are added up in another order for the wide tiles of the graph; which of them runs
-    depends on the GPU and the tokens alone."""
+    add the heads in another order, and norms are added up in another order for wide tiles; which of them runs depends on the GPU
+    and the tokens alone."""
     arguments = wide(op, Draw(n, dtype), n)
     results: dict[str, list] = {}
     for gpu in EVERY.values():
@@ -61,9 +61,11 @@ def test_every_plan_gives_the_same_bits(op, n, dtype):
     for first, *others in results.values():
         for other in others:
             assert_same(other, first)
-    wide_too = op == "graph_propagate" and dtype == torch.float16
+    wide_too = op in ("graph_propagate", "scope_select") and dtype == torch.float16
     assert len(results) == (2 if "attention" in op or wide_too else 1)
-    if wide_too:
+    if wide_too and op == "scope_select":
+        assert_same(results["wide"][0], results[""][0])
+    elif wide_too:
         assert results["wide"][0][1].equal(results[""][0][1])
         torch.testing.assert_close(results["wide"][0][0], results[""][0][0], rtol=2e-5, atol=0)
     elif len(results) == 2:
@@ -89,11 +91,14 @@ def test_every_path_is_taken():
     for multiprocessors in (1, 4):
         half = {"features": Draw(dtype=torch.float16).normal(1, 300, 8)}
         on((90, multiprocessors, REAL["sm_90"][2]), "graph_propagate", half)
+    half = {"features": Draw(dtype=torch.float16).normal(1, 40, 8), "saliency": None, "k": 1}
+    on(GPUS["sm_90 wide"], "scope_select", half)
     on(REAL["sm_90"], "topk_select", {"scores": Draw().normal(1, 4100), "k": 3})
     on(REAL["sm_90"], "compact_", {"tokens": torch.ones(1, 3, 8), "indices": torch.tensor([[0, 2]])})
     want = {
         *((op, path) for op in ("cls_attention", "attention_topk") for path in ("cluster", "heads")),
         *((op, path) for op in ("scope_select", "coverage_select") for path in ("resident", "streamed", "streamed, state too")),
+        ("scope_select", "wide, resident"),
         *(("topk_select", path) for path in ("registers", "read again")),
         *(("compact_", path) for path in ("16 bytes", "elements")),
         *(("graph_propagate", path) for path in ("grid", "resident", "wide", "wide, resident")),
@@ -120,6 +125,7 @@ def test_wide_tiles(n, d, dtype):
     torch.testing.assert_close(scores, narrow[0], rtol=2e-5, atol=0)
     assert not scores[1, n - 70 :].any() and not degree[0, [3, 100, n - 1]].any()
     assert_same(on(GPUS["sm_90 wide"], "graph_propagate", rows_of(arguments, [1])), (scores[1:2], degree[1:2]))
+    assert_same(on(REAL["sm_90"], "graph_propagate", arguments), (scores, degree))  # smaller tiles
     for layout in ("batch_inside", "misaligned"):  # the copy engine can read the first
         laid = {**arguments, "features": arrange(features, layout)}
         with emulated(*GPUS["sm_90 wide"]):
@@ -131,6 +137,28 @@ def test_more_images_than_blocks_along_y_can_be():
     tokens = torch.arange(66_000 * 2).view(-1, 2, 1).to(torch.float32).repeat(1, 1, 33)
     (got,) = on(REAL["sm_90"], "compact_", {"tokens": tokens, "indices": torch.ones(66_000, 1, dtype=torch.int64)})
     assert torch.equal(got, tokens[:, 1:].expand(-1, 2, -1))
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+@pytest.mark.parametrize(("n", "d"), [(193, 8), (260, 330)])
+def test_wide_tiles_of_any_size_and_layout_choose_the_same(n, d, dtype):
+    features = similar(Draw(n, dtype), 2, n, d)
+    features[0, [3, 100, n - 1]] = torch.tensor([math.nan, math.inf, 0.0], dtype=dtype).reshape(3, 1)
+    lengths = torch.tensor([n, n - 70])
+    features[1, n - 70 :] = math.nan
+    arguments = {"features": features, "saliency": None, "k": 9, "lengths": lengths, "sort": False}
+    CHOSEN.clear()
+    (picks,) = on(GPUS["sm_90 wide"], "scope_select", arguments)
+    assert_same(on(REAL["sm_90"], "scope_select", arguments), (picks,))
+    assert_same(on(REAL["sm_90"], "scope_select", rows_of(arguments, [1])), (picks[1:],))
+    for layout in ("batch_inside", "misaligned"):  # the copy engine can read the first
+        with emulated(*REAL["sm_90"]):
+            assert_same(run("scope_select", {**arguments, "features": arrange(features, layout)}), (picks,))
+    assert all("wide" in path for _, path in CHOSEN)
+    doubled = {**arguments, "features": features * 2}
+    assert_same(on(REAL["sm_90"], "scope_select", doubled), (picks,))
+    check_selection(scope_problems(features, None, lengths=lengths), picks)
 
 
 @pytest.mark.kernels

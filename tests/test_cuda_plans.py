@@ -74,9 +74,10 @@ def test_images_do_not_change_the_workspace_of_each(op, arch):
 @pytest.mark.parametrize("k", [64, 192])
 def test_one_image_of_llava_stays_in_the_shared_memory_of_a_cluster(arch, k, element):
     got = plan("scope_select", arch, k=k, element=element)
-    assert got["path"] == "resident"
-    gram, greedy = got["launches"]
-    assert gram["blocks"] == 45 and gram["cluster"] == 1
+    wide = arch == 90 and element == 2
+    assert got["path"] == ("wide, resident" if wide else "resident")
+    *_, gram, greedy = got["launches"]
+    assert (gram["blocks"], gram["cluster"]) == ((30, 2) if wide else (45, 1))
     assert (greedy["blocks"], greedy["cluster"]) == (8, 8)
 
 
@@ -110,7 +111,7 @@ def test_without_clusters_a_block_has_an_image(arch):
 
 def test_many_tokens_are_streamed_by_a_cluster():
     got = plan("scope_select", n=2880)
-    assert got["path"] == "streamed"
+    assert got["path"] == "wide, streamed"
     assert got["launches"][-1]["cluster"] == 8
 
 
@@ -127,7 +128,7 @@ def test_graph_of_one_image_keeps_its_weights_in_shared_memory():
     got = plan("graph_propagate", n=2304, d=4096)
     assert got["path"] == "wide, resident"
     directions, weights, steps = got["launches"]
-    assert directions["blocks"] == 2304 // 16
+    assert directions["blocks"] == 2304 // 8
     assert weights["blocks"] == 126 <= got["multiprocessors"] and weights["cluster"] == 2
     assert steps["resident"] and steps["blocks"] == 2304 // 18
     assert 18 * 2304 * 4 < steps["shared"] <= got["shared_per_block"]
@@ -140,10 +141,28 @@ def test_graph_has_wide_tiles_of_half_types_where_there_are_warpgroups(arch, ele
     assert got["launches"][0]["blocks"] == 36 * 37 // 2
 
 
-def test_tiles_of_the_graph_do_not_depend_on_the_batch():
-    for n, wide in ((576, False), (1152, False), (1153, True), (2304, True)):
+@pytest.mark.parametrize("op", ["graph_propagate", "scope_select"])
+def test_whether_tiles_are_wide_does_not_depend_on_the_batch(op):
+    for n, wide in ((144, False), (192, False), (193, True), (576, True), (2304, True)):
         for images in (1, 2, 64):
-            assert ("wide" in plan("graph_propagate", n=n, images=images)["path"]) == wide
+            assert ("wide" in plan(op, n=n, images=images)["path"]) == wide
+
+
+@pytest.mark.parametrize("op", ["graph_propagate", "scope_select"])
+def test_wide_tiles_are_large_where_they_occupy_the_gpu(op):
+    """15 clusters of small tiles for 576 tokens, two blocks a multiprocessor; 6 of large ones."""
+    for images, blocks, shared in ((1, 30, 98368), (8, 240, 98368), (9, 108, 204880), (64, 768, 204880)):
+        directions, tiles = plan(op, images=images)["launches"][:2]
+        assert directions["blocks"] == images * 576 // 8
+        assert (tiles["blocks"], tiles["cluster"], tiles["shared"]) == (blocks, 2, shared)
+    assert 2 * (98368 + 1024) <= 228 * 1024  # of a multiprocessor
+
+
+@pytest.mark.parametrize(("arch", "element"), [(80, 2), (89, 2), (100, 2), (90, 4)])
+def test_scope_has_wide_tiles_of_half_types_where_there_are_warpgroups(arch, element):
+    got = plan("scope_select", arch, element=element)
+    assert "wide" not in got["path"]
+    assert len(got["launches"]) == 2 and got["launches"][0]["blocks"] == 45
 
 
 def test_features_that_the_copy_engine_cannot_read_are_copied():

@@ -38,11 +38,10 @@ struct Sizes {
 };
 
 cuda::Plan planned(const std::string& op, const cuda::Gpu& gpu, const Sizes& s) {
-  if (op == "scope_select") return cuda::plan_scope_select(gpu, s.images, s.n);
+  const bool boxes = s.d * s.element % 16 == 0;
+  if (op == "scope_select") return cuda::plan_scope_select(gpu, s.images, s.n, s.d, s.element, boxes);
   if (op == "coverage_select") return cuda::plan_coverage_select(gpu, s.images, s.items, s.n);
-  if (op == "graph_propagate") {
-    return cuda::plan_graph_propagate(gpu, s.images, s.n, s.d, s.element, s.d * s.element % 16 == 0);
-  }
+  if (op == "graph_propagate") return cuda::plan_graph_propagate(gpu, s.images, s.n, s.d, s.element, boxes);
   if (op == "cls_attention") {
     return cuda::plan_attention(gpu, s.images, s.heads, s.n + s.prefix, s.d / s.heads, s.prefix, -1, true);
   }

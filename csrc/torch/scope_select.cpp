@@ -22,10 +22,12 @@ void run(const Tensor& features, const std::optional<Tensor>& saliency, int64_t 
   if (features.is_cuda()) {
     check_gpu_floats("scope_select", "features", features);
     const OnGpu gpu(features);
-    const cuda::GreedyPlan plan = cuda::plan_scope_select(cuda::gpu(gpu.device()), features.size(0), features.size(1));
+    const Array<3> x = array<3>(features);
+    const cuda::ScopePlan plan = cuda::plan_scope_select(cuda::gpu(gpu.device()), x.size[0], x.size[1], x.size[2],
+                                                         element_size(x.dtype), cuda::in_boxes(x));
     const Workspace workspace(features, plan.workspace);
-    cuda::scope_select(plan, array<3>(features), array<2>(saliency), lengths(valid), k, {alpha, combine(how), sort},
-                       output<int64_t>(out), workspace.data(), gpu.stream());
+    cuda::scope_select(plan, x, array<2>(saliency), lengths(valid), k, {alpha, combine(how), sort}, output<int64_t>(out),
+                       workspace.data(), gpu.stream());
     return;
   }
 #endif

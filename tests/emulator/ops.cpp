@@ -140,7 +140,8 @@ std::string graph_propagate(const cuda::Gpu& gpu, const py::object& features, do
 std::string scope_select(const cuda::Gpu& gpu, const py::object& features, const py::object& saliency, int64_t k, double alpha,
                          const std::string& combine, const py::object& valid, bool sort, const py::object& out) {
   const Array<3> x = array<3>(features);
-  const cuda::GreedyPlan plan = cuda::plan_scope_select(gpu, x.size[0], x.size[1]);
+  const cuda::ScopePlan plan =
+      cuda::plan_scope_select(gpu, x.size[0], x.size[1], x.size[2], element_size(x.dtype), cuda::in_boxes(x));
   Workspace workspace(plan.workspace);
   cuda::scope_select(emulator::Stream(), plan, x, array<2>(saliency), lengths(valid), k, {alpha, combine_of(combine), sort},
                      output<int64_t>(out), workspace.data());

@@ -42,7 +42,7 @@ struct ScopeOptions {
 };
 
 // features [B,N,D]; saliency [B,N] or data null, of any float type
-void scope_select(const GreedyPlan& plan, const Array<3>& features, const Array<2>& saliency, const Lengths& lengths, int64_t k,
+void scope_select(const ScopePlan& plan, const Array<3>& features, const Array<2>& saliency, const Lengths& lengths, int64_t k,
                   const ScopeOptions& options, const Output<int64_t>& indices, void* workspace, void* stream);
 
 // similarity [B,M,N]; weight [B,N] or data null, of any float type

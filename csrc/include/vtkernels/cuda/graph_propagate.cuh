@@ -7,6 +7,7 @@
 
 #include "vtkernels/cuda.h"
 #include "vtkernels/cuda/gram.cuh"
+#include "vtkernels/cuda/gram_directions.cuh"
 #include "vtkernels/cuda/gram_wide.cuh"
 
 namespace vtkernels::cuda {
@@ -20,7 +21,7 @@ struct GraphBuffers {
   uint64_t* word[2];     // [B, stride] the same as a word, whose upper half is the number of the step that reads it
   Direction* direction;  // [B, N]
   uint32_t* arrived;
-  void* packed;  // [B, N, graph_packed_stride(channels)] features, where they are copied
+  void* packed;  // [B, N, gram_packed_stride(channels)] features, where they are copied
 
   GraphBuffers(void* workspace, int64_t images, int64_t n) : stride(graph_stride(n)) {
     auto* at = static_cast<float*>(workspace);
@@ -47,16 +48,10 @@ struct GraphBuffers {
   }
 };
 
-// What the tiles, the propagation and the copy engine want of the rows: the direction of each, its norm, and a copy if asked.
-// Half types. The squared norm is a product of the tensor cores, of the row with itself: they truncate here as in the tiles, so
-// the cosine of two copies of a row stays as close to 1 as they are to each other. Which channels are added up in which order
-// depends on nothing but their number.
 template <class T>
 struct GraphDirections {
   static constexpr const char* name = "graph_propagate directions";
-  static constexpr int threads = kGraphDirectionThreads, rows = kGraphDirectionRows, pack = 8;
-  static constexpr int channels = kGramBytes / 2;  // added up by the tensor cores before they are added in float32
-  static constexpr bool bfloat16 = std::is_same_v<T, BFloat16>;
+  static constexpr int threads = kGramDirectionThreads;
 
   struct Arguments {
     Features<T> features;
@@ -67,96 +62,10 @@ struct GraphDirections {
 
   template <class M>
   static VTKERNELS_DEVICE void run(M& m, const Arguments& a) {
-    const Features<T>& x = a.features;
-    const int64_t b = m.block_x() / a.blocks;
-    const int first = m.block_x() % a.blocks * rows, valid = static_cast<int>(x.lengths(b, x.n));
-    const int g = m.lane() / 4, t = m.lane() % 4;
+    m.let_next_launch_start();
     if (m.block_x() == 0 && m.thread() == 0) *a.buffers.arrived = 0;
-
-    const Squares square = x.sixteens ? squares<true>(m, a, b, first, valid) : squares<false>(m, a, b, first, valid);
-    const auto parts = m.template shared<float>(0);
-    if (g / 2 == t) {
-      parts[m.warp() * rows + g] = square.of[0];
-      parts[m.warp() * rows + g + 8] = square.of[1];
-    }
-    m.sync();
-    const int row = first + m.thread();
-    if (m.thread() >= rows || row >= x.n) return;
-    float all = parts[m.thread()];
-    for (int warp = 1; warp < threads / 32; ++warp) all += parts[warp * rows + m.thread()];
-    a.buffers.direction[b * x.n + row] = Direction::of(all);
-    a.buffers.start(b, row, x.n, all);
-  }
-
- private:
-  struct alignas(16) Pack {
-    uint32_t words[pack / 2];
-  };
-
-  // A warp's share of the stages: the diagonal of 16 x 16 products, of rows g and g + 8 in the lanes that it passes through.
-  struct Squares {
-    float of[2];
-  };
-
-  template <bool Sixteens, class M>
-  static VTKERNELS_DEVICE Squares squares(M& m, const Arguments& a, int64_t b, int first, int valid) {
-    const Features<T>& x = a.features;
-    const int g = m.lane() / 4, t = m.lane() % 4, stages = static_cast<int>((x.channels + channels - 1) / channels);
-    Squares square{{0.0f, 0.0f}};
-#pragma unroll(Sixteens ? 4 : 1)
-    for (int stage = m.warp(); stage < stages; stage += threads / 32) {
-      Pack part[2][2];
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-#pragma unroll
-        for (int p = 0; p < 2; ++p) {
-          const int row = first + g + 8 * r, channel = stage * channels + 4 * pack * p + pack * t;
-          part[r][p] = load<Sixteens>(x, b, row, channel, valid);
-          if (a.packed) store(a, b, row, channel, part[r][p]);
-        }
-      }
-      float c[2][4] = {};
-#pragma unroll
-      for (int p = 0; p < 2; ++p) {
-#pragma unroll
-        for (int w = 0; w < 4; w += 2) {
-          const uint32_t upper[2]{part[0][p].words[w], part[0][p].words[w + 1]};
-          const uint32_t lower[2]{part[1][p].words[w], part[1][p].words[w + 1]};
-          const uint32_t both[4]{upper[0], lower[0], upper[1], lower[1]};
-          m.template mma<bfloat16>(c[0], both, upper);
-          m.template mma<bfloat16>(c[1], both, lower);
-        }
-      }
-      square.of[0] += g % 2 ? c[0][1] : c[0][0];
-      square.of[1] += g % 2 ? c[1][3] : c[1][2];
-    }
-    return square;
-  }
-
-  // Without a branch where it is one load, so that those of several stages are under way together.
-  template <bool Sixteens>
-  static VTKERNELS_DEVICE Pack load(const Features<T>& x, int64_t b, int row, int channel, int valid) {
-    const T* from = x.data + b * x.stride[0] + row * x.stride[1] + channel * x.stride[2];
-    const bool inside = row < valid && channel < x.channels;
-    Pack values{};
-    if constexpr (Sixteens) {
-      const Pack loaded = *reinterpret_cast<const Pack*>(inside ? from : x.data);
-      for (int w = 0; w < pack / 2; ++w) values.words[w] = inside ? loaded.words[w] : 0;
-      return values;
-    }
-    if (!inside) return values;
-#pragma unroll
-    for (int e = 0; e < pack; ++e) {
-      const uint32_t bits = channel + e < x.channels ? from[e * x.stride[2]].bits : 0;
-      values.words[e / 2] |= bits << (16 * (e % 2));
-    }
-    return values;
-  }
-
-  static VTKERNELS_DEVICE void store(const Arguments& a, int64_t b, int row, int channel, const Pack& values) {
-    const int64_t stride = graph_packed_stride(a.features.channels);
-    if (row >= a.features.n || channel >= stride) return;
-    *reinterpret_cast<Pack*>(static_cast<T*>(a.buffers.packed) + (b * a.features.n + row) * stride + channel) = values;
+    GramDirections<T>::run(m, a.features, a.blocks, a.buffers.direction, a.packed ? a.buffers.packed : nullptr,
+                           [&](int64_t b, int64_t token, float square) { a.buffers.start(b, token, a.features.n, square); });
   }
 };
 
@@ -201,10 +110,10 @@ struct GraphWeights {
 };
 
 // The same in wide tiles.
-template <class T>
+template <class T, int Groups>
 struct GraphWideWeights {
   static constexpr const char* name = "graph_propagate wide weights";
-  static constexpr int threads = kWideThreads;
+  static constexpr int threads = wide_threads(Groups);
 
   struct Arguments {
     WideMaps maps;
@@ -218,49 +127,15 @@ struct GraphWideWeights {
   template <class M>
   static VTKERNELS_DEVICE void run(M& m, const Arguments& a) {
     if constexpr (M::warpgroups) {
-      const int cluster = m.block_x() / kWideCluster, b = cluster / a.clusters;
-      const WidePlace place = WidePlace::of(cluster % a.clusters, m.cluster_rank());
-      GramWide<T>::run(m, a.maps, b, place, a.stages, [&](const auto& products) { write(m, a, b, place, products); });
-    }
-  }
-
- private:
-  static constexpr int pitch = GramWide<T>::pitch, warps = GramWide<T>::warps;
-
-  // Rows of the tile as rows, then its columns as rows.
-  template <class M, class Products>
-  static VTKERNELS_DEVICE void write(M& m, const Arguments& a, int b, const WidePlace& place, const Products& products) {
-    constexpr int share = kWideColumns / 32;
-    const Direction* directions = a.buffers.direction + int64_t{b} * a.n;
-    const auto direction = [&](int i) { return i < a.n ? directions[i] : Direction{0.0f, 0.0f}; };
-    const int stride = static_cast<int>(a.buffers.stride);
-    float* weight = a.buffers.weight + a.buffers.stride * a.n * b;
-    Direction of_column[share];
-#pragma unroll
-    for (int c = 0; c < share; ++c) of_column[c] = direction(place.column + 32 * c + m.lane());
-    const Direction of_rows = direction(place.row + m.warp() + m.lane() % (kWideRows / warps) * warps);
-#pragma unroll 1
-    for (int k = 0; k < kWideRows / warps; ++k) {
-      const int r = m.warp() + k * warps, i = place.row + r;
-      const Direction of_row{m.shuffle(of_rows.power, k), m.shuffle(of_rows.fraction, k)};
-#pragma unroll
-      for (int c = 0; c < share; ++c) {
-        const int local = r * pitch + 32 * c + m.lane(), j = place.column + 32 * c + m.lane();
-        const float cosine = Direction::cosine(products[local], of_row, of_column[c]);
-        const float w = i == j ? graph_own(cosine) : graph_edge(cosine, a.threshold, a.temperature);
-        products[local] = w;
-        if (j <= i && i < a.n) weight[int64_t{i} * stride + j] = w;
-      }
-    }
-    m.sync();
-#pragma unroll 1
-    for (int c = m.warp(); c < kWideColumns; c += warps) {
-      const int j = place.column + c;
-#pragma unroll
-      for (int r = m.lane(); r < kWideRows; r += 32) {
-        const int i = place.row + r;
-        if (j < i && i < stride && j < a.n) weight[int64_t{j} * stride + i] = products[r * pitch + c];
-      }
+      using Wide = GramWide<T, Groups>;
+      m.wait_for_previous_launch();
+      const WidePlace place = Wide::place(m, a.clusters);
+      const int stride = static_cast<int>(a.buffers.stride);
+      const int64_t before = int64_t{place.image} * a.n;
+      Wide::run(m, a.maps, place, a.stages, a.buffers.direction + before, a.n, a.buffers.weight + before * stride, stride,
+                [&](int i, int j, float cosine) {
+                  return i == j ? graph_own(cosine) : graph_edge(cosine, a.threshold, a.temperature);
+                });
     }
   }
 };
@@ -476,26 +351,27 @@ struct GraphResidentSteps {
 template <class Stream>
 void graph_propagate(const Stream& stream, const GraphPlan& plan, const Array<3>& features, const Lengths& lengths,
                      const GraphOptions& options, const Output<float>& scores, const Output<int32_t>& degree, void* workspace) {
-  const int64_t images = features.size[0], n = features.size[1], channels = features.size[2];
+  const int64_t images = features.size[0], n = features.size[1];
   if (images == 0 || n == 0) return;
   const GraphBuffers buffers(workspace, images, n);
   const auto of_image = [&](int launch) { return static_cast<int>(plan.shape[launch].blocks_x / images); };
   with_element(features.dtype, [&](auto element) {
     using T = decltype(element);
     if constexpr (sizeof(T) == 2) {
-      if (plan.wide) {
-        stream.template run<GraphDirections<T>>({{features, lengths}, of_image(0), buffers, plan.packed}, plan.shape[0]);
-        const int64_t stride = graph_packed_stride(channels);
-        const Array<3> copy{buffers.packed, features.dtype, {images, n, channels}, {n * stride, stride, 1}};
-        const typename GraphWideWeights<T>::Arguments arguments{
-            {stream, plan.packed ? copy : features},
-            static_cast<int>(n),
-            static_cast<int>((channels + GramWide<T>::channels - 1) / GramWide<T>::channels),
-            of_image(1) / kWideCluster,
-            buffers,
-            options.threshold,
-            options.temperature};
-        stream.template run<GraphWideWeights<T>>(arguments, plan.shape[1]);
+      if (plan.gram.groups != 0) {
+        stream.template run<GraphDirections<T>>({{features, lengths}, of_image(0), buffers, plan.gram.packed}, plan.shape[0]);
+        with_groups(plan.gram, [&](auto groups) {
+          constexpr int Groups = decltype(groups)::value;
+          const typename GraphWideWeights<T, Groups>::Arguments arguments{
+              {stream, wide_features(plan.gram, features, buffers.packed), Groups},
+              static_cast<int>(n),
+              GramWide<T, Groups>::stages(features.size[2]),
+              of_image(1) / kWideCluster,
+              buffers,
+              options.threshold,
+              options.temperature};
+          stream.template run<GraphWideWeights<T, Groups>>(arguments, plan.shape[1]);
+        });
         return;
       }
     }

@@ -118,11 +118,12 @@ struct Machine {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(box)), "r"(arrivals) : "memory");
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
-  // At the mailbox of the block `rank`: all that the warp did before its last barrier is done.
+  // At the mailbox of the block `rank`: all that the warp read before its last barrier has been read. What it wrote is not
+  // promised to the other block: a release to the cluster would wait for the whole GPU's memory, in every stage of a tile.
   VTKERNELS_DEVICE void arrive(Shared<uint64_t> box, int rank) const {
     uint32_t there;
     asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(shared_address(box)), "r"(rank));
-    asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(there) : "memory");
+    asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(there) : "memory");
   }
   VTKERNELS_DEVICE void expect(Shared<uint64_t> box, int bytes) const {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(box)), "r"(bytes) : "memory");

@@ -136,14 +136,20 @@ VTKERNELS_INLINE constexpr int64_t gram_tiles(int64_t n) {
   return rows * (rows + 1) / 2;
 }
 
-// Wide tiles, by the warpgroups of sm_90a. Two blocks side by side share the rows and have columns of their own.
-constexpr int kWideRows = 192;  // a third for each warpgroup that multiplies
+// Wide tiles, by the warpgroups of sm_90a: 64 rows for each of `groups` warpgroups that multiply. Two blocks side by side share
+// the rows and have columns of their own.
 constexpr int kWideColumns = 128;
 constexpr int kWideCluster = 2;
-constexpr int kWideThreads = 512;  // the last warpgroup has the stages copied
-constexpr int kWideStages = 5;
-constexpr int64_t kWideStageBytes = (kWideRows + kWideColumns) * kGramBytes;
-constexpr int64_t kWideShared = kWideStages * kWideStageBytes + 2 * 8 * kWideStages;  // and two mailboxes a stage
+constexpr int kWideSmall = 1;  // groups, of which a multiprocessor has two blocks
+constexpr int kWideLarge = 3;
+
+VTKERNELS_INLINE constexpr int wide_rows(int groups) { return 64 * groups; }
+// Those that multiply, and a warp that has the stages copied; all of its warpgroup where registers are given away.
+VTKERNELS_INLINE constexpr int wide_threads(int groups) { return 128 * groups + (groups == kWideSmall ? 32 : 128); }
+VTKERNELS_INLINE constexpr int wide_stages(int groups) { return groups == kWideSmall ? 4 : 5; }
+VTKERNELS_INLINE constexpr int64_t wide_stage_bytes(int groups) { return (wide_rows(groups) + kWideColumns) * kGramBytes; }
+// And two mailboxes a stage.
+VTKERNELS_INLINE constexpr int64_t wide_shared(int groups) { return wide_stages(groups) * (wide_stage_bytes(groups) + 2 * 8); }
 
 // Whether the copy engine can read features as they lie.
 inline bool in_boxes(const Array<3>& x) {
@@ -153,14 +159,54 @@ inline bool in_boxes(const Array<3>& x) {
 }
 
 // Clusters that row `row` of tiles needs on and below the diagonal, and all rows.
-VTKERNELS_INLINE constexpr int wide_clusters_of_row(int row) {
+VTKERNELS_INLINE constexpr int wide_clusters_of_row(int row, int groups) {
   const int columns = kWideCluster * kWideColumns;
-  return (kWideRows * (row + 1) + columns - 1) / columns;
+  return (wide_rows(groups) * (row + 1) + columns - 1) / columns;
 }
-VTKERNELS_INLINE constexpr int64_t wide_clusters(int64_t n) {
+VTKERNELS_INLINE constexpr int64_t wide_clusters(int64_t n, int groups) {
   int64_t clusters = 0;
-  for (int row = 0; row * int64_t{kWideRows} < n; ++row) clusters += wide_clusters_of_row(row);
+  for (int row = 0; row * int64_t{wide_rows(groups)} < n; ++row) clusters += wide_clusters_of_row(row, groups);
   return clusters;
+}
+
+// Wide tiles have the directions of the rows from a launch before.
+constexpr int kGramDirectionRows = 8;  // of a block
+constexpr int kGramDirectionThreads = 256;
+
+// Elements from row to row of features that are copied into the workspace.
+VTKERNELS_INLINE constexpr int64_t gram_packed_stride(int64_t channels) { return round_up(channels, 8); }
+
+struct GramPlan {
+  int groups = 0;       // of wide tiles; 0: tiles of 64 x 64
+  bool packed = false;  // wide tiles read a copy of the features
+
+  // Bytes of workspace.
+  int64_t directions(int64_t images, int64_t n) const { return groups == 0 ? 0 : round_up(8 * images * n, 256); }
+  int64_t copy(int64_t images, int64_t n, int64_t channels) const {
+    return packed ? round_up(2 * images * n * gram_packed_stride(channels), 256) : 0;
+  }
+};
+
+// Adds the launches of the product to `plan`. `boxes`: the copy engine can read the features as they lie. Whether tiles are
+// wide depends on the GPU, the tokens and the element type alone: an image has the same bits in any batch and any layout. They
+// are, from the size on at which small ones occupy a twentieth of the multiprocessors (N = 193 for 132): below that the launch
+// of the directions costs more than the faster stages save. How large they are changes no bit: large ones read less, small ones
+// keep more multiprocessors busy where there are few tiles.
+inline GramPlan plan_gram(const Gpu& gpu, Plan& plan, int64_t images, int64_t n, int64_t channels, int64_t element,
+                          bool boxes) {
+  const auto blocks = [&](int groups) { return kWideCluster * wide_clusters(n, groups); };
+  GramPlan gram;
+  if (!gpu.warpgroups || element != 2 || channels == 0 || wide_shared(kWideLarge) > gpu.shared_per_block ||
+      20 * blocks(kWideSmall) < gpu.multiprocessors) {
+    plan.shape[plan.launches++] = {images * gram_tiles(n), 1, kGramShared, 1, false};
+    return gram;
+  }
+  gram.groups = 4 * images * blocks(kWideLarge) < 3 * gpu.multiprocessors ? kWideSmall : kWideLarge;
+  gram.packed = !boxes;
+  const int64_t directions = (n + kGramDirectionRows - 1) / kGramDirectionRows;
+  plan.shape[plan.launches++] = {images * directions, 1, 4 * kGramDirectionThreads / 32 * kGramDirectionRows, 1, false};
+  plan.shape[plan.launches++] = {images * blocks(gram.groups), 1, wide_shared(gram.groups), kWideCluster, false, true};
+  return gram;
 }
 
 // ------------------------------------------------------------------------------------------------ the greedy loop
@@ -299,9 +345,31 @@ inline GreedyPlan plan_greedy(const Gpu& gpu, Plan plan, int64_t images, int64_t
   return {plan, choice.place, choice.pool};
 }
 
-inline GreedyPlan plan_scope_select(const Gpu& gpu, int64_t images, int64_t n) {
-  const Plan gram{"", 1, {{images * gram_tiles(n), 1, kGramShared, 1, false}}, 4 * images * n * greedy_stride(n)};
-  return plan_greedy(gpu, gram, images, n, n, 4);
+// Bytes of the workspace in which the similarity comes first.
+struct ScopeWorkspace {
+  int64_t directions, copy, all;
+
+  ScopeWorkspace(const GramPlan& gram, int64_t images, int64_t n, int64_t channels)
+      : directions(round_up(4 * images * n * greedy_stride(n), 256)),
+        copy(directions + gram.directions(images, n)),
+        all(copy + gram.copy(images, n, channels)) {}
+};
+
+struct ScopePlan : GreedyPlan {
+  GramPlan gram;
+};
+
+inline ScopePlan plan_scope_select(const Gpu& gpu, int64_t images, int64_t n, int64_t channels, int64_t element, bool boxes) {
+  Plan first{};
+  const GramPlan gram = plan_gram(gpu, first, images, n, channels, element, boxes);
+  first.workspace = ScopeWorkspace(gram, images, n, channels).all;
+  ScopePlan plan{plan_greedy(gpu, first, images, n, n, 4), gram};
+  if (gram.groups != 0) {
+    plan.path = plan.place == GreedyPlace::resident ? "wide, resident"
+                : plan.place == GreedyPlace::shared ? "wide, streamed"
+                                                    : "wide, streamed, state too";
+  }
+  return plan;
 }
 
 // ------------------------------------------------------------------------------------------------ coverage_select
@@ -341,8 +409,6 @@ inline GreedyPlan plan_coverage_select(const Gpu& gpu, int64_t images, int64_t i
 
 constexpr int kGraphThreads = 1024;
 constexpr int kGraphResidentThreads = 640;
-constexpr int kGraphDirectionRows = 16;  // of a block
-constexpr int kGraphDirectionThreads = 512;
 constexpr int64_t kGraphLeastRows = 8;  // of a block that keeps its rows
 
 // Elements from row to row of the weights.
@@ -360,33 +426,18 @@ VTKERNELS_INLINE constexpr int64_t graph_shared(int64_t rows, int64_t n) {
   return 4 * (graph_stride(n) * (rows + graph_images(rows, n)) + 2 * round_up(rows, 4));
 }
 
-// Elements from row to row of features that are copied into the workspace.
-VTKERNELS_INLINE constexpr int64_t graph_packed_stride(int64_t channels) { return round_up(channels, 8); }
-
 struct GraphPlan : Plan {
-  bool wide = false;      // tiles of gram_wide.cuh
-  bool packed = false;    // from a copy of the features
+  GramPlan gram;
   bool resident = false;  // the steps read the weights from shared memory
   int64_t rows = 0;       // of a block of the steps, where resident
 };
 
-// `boxes`: the copy engine can read the features as they lie. Which tiles are taken depends on the GPU, the tokens and the
-// element type alone: an image has the same bits in any batch and any layout. All blocks of the steps run at the same time,
-// one on each multiprocessor at most.
+// All blocks of the steps run at the same time, one on each multiprocessor at most.
 inline GraphPlan plan_graph_propagate(const Gpu& gpu, int64_t images, int64_t n, int64_t channels, int64_t element,
                                       bool boxes) {
   const int64_t rows = images * n, warps = kGraphThreads / 32, stride = graph_stride(n);
   GraphPlan plan{};
-  plan.wide = gpu.warpgroups && element == 2 && channels > 0 && kWideShared <= gpu.shared_per_block &&
-              3 * kWideCluster * wide_clusters(n) >= gpu.multiprocessors;
-  plan.packed = plan.wide && !boxes;
-  if (plan.wide) {
-    const int64_t blocks = (n + kGraphDirectionRows - 1) / kGraphDirectionRows;
-    plan.shape[plan.launches++] = {images * blocks, 1, 4 * kGraphDirectionThreads / 32 * kGraphDirectionRows, 1, false};
-    plan.shape[plan.launches++] = {images * kWideCluster * wide_clusters(n), 1, kWideShared, kWideCluster, false};
-  } else {
-    plan.shape[plan.launches++] = {images * gram_tiles(n), 1, kGramShared, 1, false};
-  }
+  plan.gram = plan_gram(gpu, plan, images, n, channels, element, boxes);
   plan.rows = (rows + gpu.multiprocessors - 1) / gpu.multiprocessors;
   if (plan.rows < kGraphLeastRows) plan.rows = kGraphLeastRows;
   const int64_t kept = n == 0 ? 0 : graph_shared(plan.rows, n);
@@ -394,10 +445,10 @@ inline GraphPlan plan_graph_propagate(const Gpu& gpu, int64_t images, int64_t n,
   const int64_t of_block = plan.resident ? plan.rows : warps, wanted = (rows + of_block - 1) / of_block;
   plan.shape[plan.launches++] = {wanted < gpu.multiprocessors ? wanted : gpu.multiprocessors, 1, plan.resident ? kept : 0, 1,
                                  true};
-  plan.path = plan.wide ? (plan.resident ? "wide, resident" : "wide") : plan.resident ? "resident" : "grid";
+  plan.path = plan.gram.groups != 0 ? (plan.resident ? "wide, resident" : "wide") : plan.resident ? "resident" : "grid";
   plan.workspace = 4 * (round_up(rows * stride, 32) + 4 * round_up(rows, 32) + round_up(2 * rows, 32) + 32);
   plan.workspace += 2 * kGraphWord * round_up(images * stride, 32);
-  if (plan.packed) plan.workspace += 2 * rows * graph_packed_stride(channels);
+  plan.workspace += plan.gram.copy(images, n, channels);
   return plan;
 }
 
