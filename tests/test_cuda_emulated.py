@@ -49,8 +49,8 @@ def wide(op, draw, n):
 @pytest.mark.parametrize("op", LAUNCHES)
 def test_every_plan_gives_the_same_bits(op, n, dtype):
     """Cluster shapes, paths and the number of blocks decide who computes what, never the result. The two paths of the attention
-    add the heads in another order, and norms are added up in another order for wide tiles; which of them runs depends on the GPU
-    and the tokens alone."""
+    add the heads in another order, and wide tiles have norms that are added up in another order; which of them runs depends on
+    the GPU and the tokens alone."""
     arguments = wide(op, Draw(n, dtype), n)
     results: dict[str, list] = {}
     for gpu in EVERY.values():
