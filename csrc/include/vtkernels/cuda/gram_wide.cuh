@@ -83,10 +83,12 @@ struct GramWide {
   }
 
   // Writes value(i, j, cosine) of all pairs i >= j of the tile to both of their places in to[n, stride] of its image. Columns
-  // behind the last row are written as the rows that have them are. All threads of the cluster call this.
+  // behind the last row are written as the rows that have them are. All threads of the cluster call this. The launch before
+  // gives the directions, which are asked for last, and where features are `packed`, those too.
   template <class M, class Value, class Of>
-  static VTKERNELS_DEVICE void run(M& m, const WideMaps& maps, const WidePlace& place, int stages, const Direction* directions,
-                                   int n, Value* to, int stride, const Of& value) {
+  static VTKERNELS_DEVICE void run(M& m, const WideMaps& maps, bool packed, const WidePlace& place, int stages,
+                                   const Direction* directions, int n, Value* to, int stride, const Of& value) {
+    if (packed) m.wait_for_previous_launch();
     const auto full = m.template shared<uint64_t>(slots * stage_bytes), empty = full + slots;
     if (m.thread() == 0) {
       for (int slot = 0; slot < slots; ++slot) {
@@ -99,12 +101,14 @@ struct GramWide {
       if constexpr (Groups > kWideSmall) m.template fewer_registers<32>();
       if (m.thread() == 128 * Groups) copy(m, maps, place, stages, full, empty);
       m.sync_warp();
+      m.wait_for_previous_launch();
       m.sync_cluster();
       for (int barrier = 0; barrier < 2; ++barrier) m.sync();
     } else {
       if constexpr (Groups > kWideSmall) m.template more_registers<160>();
       float total[64] = {};
       multiply(m, stages, full, empty, total);
+      m.wait_for_previous_launch();
       const auto products = m.template shared<float>(0);
       m.sync_cluster();  // all have read the last stages, and no block sends to one that may have left
 #pragma unroll

@@ -117,6 +117,7 @@ struct GraphWideWeights {
 
   struct Arguments {
     WideMaps maps;
+    bool packed;
     int n;
     int stages;
     int clusters;  // of an image
@@ -128,12 +129,11 @@ struct GraphWideWeights {
   static VTKERNELS_DEVICE void run(M& m, const Arguments& a) {
     if constexpr (M::warpgroups) {
       using Wide = GramWide<T, Groups>;
-      m.wait_for_previous_launch();
       const WidePlace place = Wide::place(m, a.clusters);
       const int stride = static_cast<int>(a.buffers.stride);
       const int64_t before = int64_t{place.image} * a.n;
-      Wide::run(m, a.maps, place, a.stages, a.buffers.direction + before, a.n, a.buffers.weight + before * stride, stride,
-                [&](int i, int j, float cosine) {
+      Wide::run(m, a.maps, a.packed, place, a.stages, a.buffers.direction + before, a.n, a.buffers.weight + before * stride,
+                stride, [&](int i, int j, float cosine) {
                   return i == j ? graph_own(cosine) : graph_edge(cosine, a.threshold, a.temperature);
                 });
     }
@@ -364,6 +364,7 @@ void graph_propagate(const Stream& stream, const GraphPlan& plan, const Array<3>
           constexpr int Groups = decltype(groups)::value;
           const typename GraphWideWeights<T, Groups>::Arguments arguments{
               {stream, wide_features(plan.gram, features, buffers.packed), Groups},
+              plan.gram.packed,
               static_cast<int>(n),
               GramWide<T, Groups>::stages(features.size[2]),
               of_image(1) / kWideCluster,

@@ -72,6 +72,7 @@ struct ScopeWideSimilarity {
 
   struct Arguments {
     WideMaps maps;
+    bool packed;
     int n;
     int stages;
     int clusters;  // of an image
@@ -84,11 +85,10 @@ struct ScopeWideSimilarity {
   static VTKERNELS_DEVICE void run(M& m, const Arguments& a) {
     if constexpr (M::warpgroups) {
       using Wide = GramWide<T, Groups>;
-      m.wait_for_previous_launch();
       m.let_next_launch_start();
       const WidePlace place = Wide::place(m, a.clusters);
       const int64_t before = int64_t{place.image} * a.n;
-      Wide::run(m, a.maps, place, a.stages, a.directions + before, a.n, a.similarity + before * a.stride, a.stride,
+      Wide::run(m, a.maps, a.packed, place, a.stages, a.directions + before, a.n, a.similarity + before * a.stride, a.stride,
                 [](int, int, float cosine) { return scope_fixed_point(cosine); });
     }
   }
@@ -114,6 +114,7 @@ void scope_similarity(const Stream& stream, const ScopePlan& plan, const Array<3
           constexpr int Groups = decltype(groups)::value;
           const typename ScopeWideSimilarity<T, Groups>::Arguments arguments{
               {stream, wide_features(plan.gram, features, copy), Groups},
+              plan.gram.packed,
               static_cast<int>(n),
               GramWide<T, Groups>::stages(features.size[2]),
               of_image(1) / kWideCluster,
