@@ -43,17 +43,17 @@ TEXT
 
 # ------------------------------------------------------------------------------------------------ steps and arguments
 
-STEPS=(machine build triton tests prune memory ops memcheck ncu hazards scaling model)
-declare -A LIMIT=([machine]=25 [build]=75 [triton]=100 [tests]=100 [memory]=25 [prune]=45 [ops]=100 [memcheck]=60 [ncu]=45
+STEPS=(machine build triton tests prune sanitize memory ops ncu scaling model hazards)
+declare -A LIMIT=([machine]=25 [build]=75 [triton]=90 [tests]=80 [memory]=25 [prune]=45 [ops]=100 [sanitize]=75 [ncu]=45
   [hazards]=40 [scaling]=30 [model]=50)
 declare -A WHAT=([machine]="versions; what a copy and a matrix product reach"
   [build]="the library for this GPU; nothing else runs where its CUDA kernels do not load"
-  [triton]="the Triton kernels against the reference, beside the next steps until timing begins"
+  [triton]="the Triton kernels against the reference; this and the next three side by side"
   [tests]="the native kernels against the reference; streams, graphs, devices"
   [memory]="that all memory comes from torch's allocator: alone, for it reads what the device has free"
   [prune]="vt.prune on small models: the same tokens as on the CPU"
   [ops]="the ops that decide, against targets, floors and the published loops"
-  [memcheck]="compute-sanitizer's memcheck and synccheck on the native kernels"
+  [sanitize]="compute-sanitizer's memcheck and synccheck on the native kernels"
   [ncu]="the profiler's counters of one launch of each"
   [hazards]="racecheck and initcheck: information, which does not decide"
   [scaling]="scope_select against N and B"
@@ -116,10 +116,7 @@ trap 'rm -rf "$work"' EXIT
 
 say() { printf '%s\n' "$*" | tee -a "$summary"; }
 
-declare -A state=()
-failures=0
-
-# Runs step_NAME with what time is left, and tells its end with the last line it wrote.
+# Runs step_NAME with what time is left, and tells its end with the last line it wrote. In the log every line names its step.
 step() {
   local name=$1 from=$SECONDS left=$((limit - (SECONDS - begin))) allowed=$((LIMIT[$1] * slack)) signal=TERM code
   [[ $wanted == *" $name "* ]] || return 0
@@ -129,29 +126,32 @@ step() {
   fi
   ((allowed > left)) && allowed=$left
   [[ $name == tests || $name == memory || $name == prune ]] && signal=INT # pytest then still writes what it has
-  printf '\n======== %s: %s (at most %s s)\n' "$name" "${WHAT[$name]}" "$allowed" >>"$log"
-  local start
-  start=$(stat -c %s "$log")
-  timeout -s "$signal" -k 5 "$allowed" bash -c "set -uo pipefail; step_$name" </dev/null >>"$log" 2>&1
-  code=$?
-  ended "$name" "$code" $((SECONDS - from)) "$(tail -c +"$((start + 1))" "$log" | grep -v '^\[triton\]' | last_line)"
-}
-
-last_line() { grep -v '^[[:space:]]*$' | tail -n 1 | sed 's/\x1b\[[0-9;]*m//g; s/^=* *//; s/ *=*$//' | cut -c 1-160; }
-
-ended() { # name, exit code, seconds, last line
-  case $2 in
-    0) tell "$1" passed "$3" "$4" ;;
-    124 | 137) tell "$1" "CUT OFF" "$3" "$4" ;;
-    *) tell "$1" "FAILED ($2)" "$3" "$4" ;;
+  printf '======== %s: %s (at most %s s)\n' "$name" "${WHAT[$name]}" "$allowed" >>"$log"
+  {
+    timeout -s "$signal" -k 5 "$allowed" env --default-signal=INT bash -c "set -uo pipefail; step_$name" </dev/null 2>&1
+    echo $? >"$work/$name.code"
+  } | sed -u "s/^/[$name] /" >>"$log"
+  code=$(<"$work/$name.code")
+  local last
+  last=$(grep "^\[$name\] " "$log" | cut -d' ' -f 2- | grep -v '^[[:space:]]*$' | tail -n 1 | sed 's/\x1b\[[0-9;]*m//g; s/^=* *//; s/ *=*$//')
+  case $code in
+    0) tell "$name" passed $((SECONDS - from)) "$last" ;;
+    124 | 137) tell "$name" "CUT OFF" $((SECONDS - from)) "$last" ;;
+    *) tell "$name" "FAILED ($code)" $((SECONDS - from)) "$last" ;;
   esac
-  return "$2"
+  return "$code"
 }
 
-tell() {
-  state[$1]=$2
-  [[ $2 == passed || $1 == hazards ]] || failures=$((failures + 1))
-  say "$(printf '%-9s %-12s %4s s  %s' "$1" "$2" "$3" "$4")"
+# Several side by side.
+beside() {
+  local name
+  for name in "$@"; do step "$name" & done
+  wait
+}
+
+tell() { # name, end, seconds, last line
+  [[ $2 == passed || $1 == hazards ]] || touch "$work/failed.$1"
+  say "$(printf '%-9s %-12s %4s s  %s' "$1" "$2" "$3" "${4:0:160}")"
 }
 
 # ------------------------------------------------------------------------------------------------ what each step runs
@@ -187,7 +187,7 @@ step_triton() {
   if [[ -n $rehearse ]]; then # the calls of one op, compiled for a GPU that is not there
     "$python" tests/specializations.py compact_ --compile
   else
-    "$python" tests/gpu_triton.py --jobs "$cores" --limit 95 --logs "$work/triton"
+    "$python" tests/gpu_triton.py --jobs "$cores" --limit 80 --logs "$work/triton"
   fi
 }
 
@@ -227,20 +227,21 @@ step_model() {
 }
 
 # The sanitizer slows every kernel it watches down; torch's own are not our concern.
-sanitize() {
+watched() {
   local tool=$1
   shift
+  echo "compute-sanitizer, $tool"
   if [[ -n $rehearse ]]; then "$python" tests/cuda_small.py --list && return; fi
-  PYTORCH_NO_CUDA_MEMORY_CACHING=1 "${CUDA_HOME:-/usr/local/cuda}/bin/compute-sanitizer" --tool "$tool" --error-exitcode 1 \
+  PYTORCH_NO_CUDA_MEMORY_CACHING=1 "$(command -v compute-sanitizer || echo "${CUDA_HOME:-/usr/local/cuda}/bin/compute-sanitizer")" --tool "$tool" --error-exitcode 1 \
     --print-limit 20 --kernel-name kns=vtkernels "$@" "$python" tests/cuda_small.py
 }
 
-step_memcheck() { sanitize memcheck && sanitize synccheck; }
+step_sanitize() { watched memcheck && watched synccheck; }
 
 step_hazards() {
   local code=0
-  sanitize racecheck || code=1
-  sanitize initcheck || code=1
+  watched racecheck || code=1
+  watched initcheck || code=1
   return $code
 }
 
@@ -252,8 +253,8 @@ step_ncu() {
     --csv --log-file "$out/ncu.csv" "${program[@]}"
 }
 
-export -f step_machine step_build step_triton step_tests step_memory step_prune step_ops step_scaling step_model step_memcheck \
-  step_hazards step_ncu sanitize collected
+export -f step_machine step_build step_triton step_tests step_memory step_prune step_ops step_scaling step_model step_sanitize \
+  step_hazards step_ncu watched collected
 
 # ------------------------------------------------------------------------------------------------ the run
 
@@ -264,25 +265,10 @@ if ! step build; then
   exit 1
 fi
 
-# Compiling keeps the processor busy, not the GPU: beside the tests, and done before anything is timed.
-background=""
-if [[ $wanted == *" triton "* ]]; then
-  (
-    trap '' INT
-    from=$SECONDS
-    timeout -k 5 "$((LIMIT[triton] * slack))" bash -c "set -uo pipefail; step_triton" </dev/null 2>&1 | sed -u 's/^/[triton] /' >>"$log"
-    echo "${PIPESTATUS[0]} $((SECONDS - from))" >"$work/triton.end"
-  ) &
-  background=$!
-fi
-step tests
-step prune
-if [[ -n $background ]]; then
-  wait "$background"
-  read -r code seconds <"$work/triton.end"
-  ended triton "$code" "$seconds" "$(grep '^\[triton\]' "$log" | sed 's/^\[triton\] //' | last_line)"
-fi
-for name in memory ops memcheck ncu hazards scaling model; do step "$name"; done
+# Compiling and judging keep the processor busy more than the GPU; nothing is timed yet.
+beside triton tests prune sanitize
+for name in memory ops ncu scaling model hazards; do step "$name"; done
 
+failures=$(find "$work" -name 'failed.*' | wc -l)
 say "$( ((failures)) && echo "$failures not passed" || echo "all passed"), $((SECONDS - begin)) s"
 exit $((failures > 0))

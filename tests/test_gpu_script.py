@@ -18,7 +18,8 @@ pytestmark = pytest.mark.skipif(
     not SCRIPT.exists() or any(shutil.which(name) is None for name in ("bash", "timeout")),
     reason="needs a checkout, bash and GNU timeout",
 )
-STEPS = ("machine", "build", "triton", "tests", "prune", "memory", "ops", "memcheck", "ncu", "hazards", "scaling", "model")
+STEPS = ("machine", "build", "triton", "tests", "prune", "sanitize", "memory", "ops", "ncu", "scaling", "model", "hazards")
+BESIDE = STEPS[2:6]
 
 # What the step called $1 does: FAKE_step=fail, FAKE_step=hang, or nothing, and it passes.
 STAND_IN = """#!/usr/bin/env bash
@@ -35,7 +36,7 @@ case "$*" in
   *"benchmarks ops"*) step=ops ;;
   *"benchmarks scaling"*) step=scaling ;;
   *"benchmarks model"*) step=model ;;
-  *memcheck*|*synccheck*) step=memcheck ;;
+  *memcheck*|*synccheck*) step=sanitize ;;
   *racecheck*|*initcheck*) step=hazards ;;
   *cuda_small*--headline*) step=ncu ;;
 esac
@@ -85,11 +86,12 @@ def test_runs_every_step_in_its_order_and_names_what_it_ran(machine, tmp_path):
     code, output = run(machine, VTKERNELS_COMMIT="abc1234")
     lines = summary(tmp_path)
     assert code == 0, output
-    assert tuple(name for name in lines if name in STEPS) == (*STEPS[:2], "tests", "prune", "triton", *STEPS[5:])
+    order = [name for name in lines if name in STEPS]
+    assert (*order[:2], *BESIDE, *order[6:]) == STEPS and set(order[2:6]) == set(BESIDE)
     assert all("passed" in lines[name] for name in STEPS)
     assert output.splitlines()[-1].startswith("all passed")
     log = (tmp_path / "out" / "log.txt").read_text()
-    assert "TRITON_INTERPRET=0 commit abc1234" in log
+    assert "[tests] tests begins: TRITON_INTERPRET=0 commit abc1234" in log
     assert "[triton] triton ends" in log
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         *("summary.txt", "log.txt", "machine.json", "ops.csv", "scaling.csv", "model.csv")
