@@ -856,7 +856,10 @@ struct Greedy {
         pool.choose(round);
         for (int chosen; (chosen = pool.best()) >= 0;) {
           pool.take(chosen, step);
-          if (++step == found) break;
+          if (++step == found) {
+            m.sync();  // as cover does: a warp may still write the letters of this round
+            break;
+          }
           pool.cover(chosen);
         }
         pool.hand_in();
