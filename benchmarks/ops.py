@@ -98,7 +98,7 @@ def use_device(options: argparse.Namespace) -> str:
     torch.set_num_threads(options.threads)
     inputs.device = device
     if device.type == "cuda":
-        torch.cuda.set_device(device)
+        torch.cuda.set_device(device.index or 0)
     return device.type
 
 
