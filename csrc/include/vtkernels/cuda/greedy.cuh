@@ -856,10 +856,7 @@ struct Greedy {
         pool.choose(round);
         for (int chosen; (chosen = pool.best()) >= 0;) {
           pool.take(chosen, step);
-          if (++step == found) {
-            m.sync();  // as cover does: a warp may still write the letters of this round
-            break;
-          }
+          if (++step == found) break;
           pool.cover(chosen);
         }
         pool.hand_in();
