@@ -551,18 +551,7 @@ struct GreedyPool {
   using T = typename Block::Element;
   using Losses = GreedyLosses<Block>;
   static constexpr bool copied = Block::place != GreedyPlace::workspace;
-  static constexpr bool can_be_dense = copied && kGreedySymmetric<T>;
-  static constexpr int warps = Block::warps;
-  static constexpr int most = kGreedyDense / warps;  // items of a warp
-  static_assert(2 * kGreedyPool == 32 && most % 32 == 0);
-
-  struct alignas(16) Four {
-    T x[4];
-  };
-  // By how much an item rises, from -uncovered.
-  struct alignas(8) Rise {
-    T uncovered, rise;
-  };
+  static_assert(2 * kGreedyPool == 32);
 
   Block& block;
   Losses& losses;
@@ -572,14 +561,6 @@ struct GreedyPool {
   const typename M::template Shared<int64_t> lost;  // [2, warps, lanes], in turns
   const typename M::template Shared<int> places;    // [warps, pool]
   const int stride, slot;
-  // Few items, all of them in registers: those of the warp in a lane each, and the similarity of the lane's candidate to half
-  // of them.
-  const bool dense;
-  const int share, half, begin;                      // items of the warp, of a lane, and the first of the warp
-  const typename M::template Shared<Rise> rises;     // [warps, share]
-  const typename M::template Shared<uint32_t> sums;  // [2, warps, lanes], in turns
-  T covered[most / 32] = {};
-  T x[most / 2];
   uint64_t bound = 0;
   int turn = 0;
   int before = 0;  // choices from the blocks before this one, as warp 0 knows
@@ -600,13 +581,7 @@ struct GreedyPool {
         lost(m.template shared<int64_t>(a.layout.lost)),
         places(m.template shared<int>(a.layout.places)),
         stride(static_cast<int>(greedy_pool_stride(a.items, sizeof(T)))),
-        slot(block.lane % kGreedyPool),
-        dense(can_be_dense && a.items <= kGreedyDense),
-        share(greedy_share(a.items)),
-        half(share / 2),
-        begin(block.warp * share),
-        rises(m.template shared<Rise>(a.layout.raises) + begin),
-        sums(m.template shared<uint32_t>(a.layout.lost)) {}
+        slot(block.lane % kGreedyPool) {}
 
   VTKERNELS_DEVICE void choose(int64_t round) {
     const auto letters = block.letters_of(round);
@@ -642,31 +617,7 @@ struct GreedyPool {
       gain = -1;
       key = kGreedyNobody;
     }
-    if constexpr (can_be_dense) {
-      if (dense) return read(count);
-    }
     if constexpr (copied) copy(count);
-  }
-
-  // The similarity of the lane's candidate to its half of the warp's items, which no other warp asks for.
-  VTKERNELS_DEVICE void read(int count) {
-    const int first = begin + block.lane / kGreedyPool * half;
-    const T* column = block.column(index) + first;
-    const auto row = m.template shared<Four>(a.layout.rows + static_cast<int64_t>(sizeof(T)) * (slot * stride + first));
-    Four in[most / 8];
-#pragma unroll
-    for (int q = 0; q < most / 8; ++q) {
-      in[q] = Four{};
-      if (4 * q < half && slot < count && first + 4 * q < a.row_stride) in[q] = *reinterpret_cast<const Four*>(column + 4 * q);
-    }
-    m.sync_warp();
-#pragma unroll
-    for (int q = 0; q < most / 8; ++q) {
-      if (4 * q < half && slot < count && first + 4 * q < stride) row[q] = in[q];
-#pragma unroll
-      for (int e = 0; e < 4; ++e) x[4 * q + e] = in[q].x[e];
-    }
-    m.sync_warp();
   }
 
   // What similarity the candidates have to all items.
@@ -727,61 +678,8 @@ struct GreedyPool {
     chosen_with = static_cast<uint32_t>(key >> 32);
   }
 
+  // Coverage rises to the similarity of a candidate in slot `chosen`, and the gains of the others fall.
   VTKERNELS_DEVICE void cover(int chosen) {
-    if constexpr (can_be_dense) {
-      if (dense) return cover_dense(chosen);
-    }
-    cover_listed(chosen);
-  }
-
-  // Coverage rises to the similarity of a candidate in slot `chosen`, and the gains of the others fall. Here without a list: a
-  // choice waits for its instructions one after the other, not for the work.
-  VTKERNELS_DEVICE void cover_dense(int chosen) {
-    const auto row = rows + (chosen * stride + begin);
-#pragma unroll
-    for (int u = 0; u < most / 32; ++u) {
-      const int i = 32 * u + block.lane;
-      if (i >= share) continue;
-      const T after = begin + i < a.items ? static_cast<T>(row[i]) : T{0}, before = covered[u];
-      rises[i] = Rise{-before, after > before ? after - before : T{0}};
-      if (after > before) {
-        covered[u] = after;
-        losses.coverage[begin + i] = after;
-      }
-    }
-    m.sync_warp();
-    const auto pairs = m.template shared<Four>(a.layout.raises +
-                                               static_cast<int64_t>(sizeof(Rise)) * (begin + block.lane / kGreedyPool * half));
-    uint32_t lost_here[2] = {};
-#pragma unroll
-    for (int q = 0; q < most / 8; ++q) {
-      if (4 * q >= half) break;
-#pragma unroll
-      for (int p = 0; p < 2; ++p) {
-        const Four two = pairs[2 * q + p];
-        lost_here[0] += static_cast<uint32_t>(lost_to(x[4 * q + 2 * p], two.x[0], two.x[1]));
-        lost_here[1] += static_cast<uint32_t>(lost_to(x[4 * q + 2 * p + 1], two.x[2], two.x[3]));
-      }
-    }
-    turn = 1 - turn;
-    const auto own_sums = sums + turn * Block::threads;
-    own_sums[block.thread] = lost_here[0] + lost_here[1];  // of 48 items at most, so it fits
-    m.sync();
-    int64_t sum = 0;
-#pragma unroll
-    for (int warp = 0; warp < warps; ++warp) sum += static_cast<uint32_t>(own_sums[32 * warp + block.lane]);
-    fall(sum);
-  }
-
-  // The two lanes of a candidate know what half of the items take off its gain.
-  VTKERNELS_DEVICE void fall(int64_t sum) {
-    sum += m.shuffle_xor(sum, kGreedyPool);
-    if (gain >= 0) gain -= sum;
-    key = block.key_of(gain, weight, index);
-  }
-
-  // The same for any number of items: those that rise are listed.
-  VTKERNELS_DEVICE void cover_listed(int chosen) {
     constexpr int ahead = 4;
     const uint32_t pick = copied ? 0 : m.shuffle(index, chosen);
     int64_t sum = 0;
@@ -819,7 +717,9 @@ struct GreedyPool {
     sum = 0;
 #pragma unroll
     for (int warp = 0; warp < Block::warps; ++warp) sum += static_cast<int64_t>(own_lost[32 * warp + block.lane]);
-    fall(sum);
+    sum += m.shuffle_xor(sum, kGreedyPool);
+    if (gain >= 0) gain -= sum;
+    key = block.key_of(gain, weight, index);
   }
 
   // What was chosen in the round.

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <initializer_list>
 
 #include "vtkernels/array.h"
 
@@ -215,13 +214,6 @@ constexpr int kGreedyThreads = 256;
 constexpr int kGreedyCluster = 8;   // the largest that every GPU with clusters allows
 constexpr int kGreedyLetters = 32;  // candidates that the blocks of an image tell each other at an exchange: one for a lane
 constexpr int kGreedyPool = 16;     // of them are kept, at most
-
-constexpr int kGreedyDense = 768;  // items, up to which a choice looks at all of them
-
-// Of them, a warp's: two lanes share them, 16 bytes at a time.
-VTKERNELS_INLINE constexpr int greedy_share(int64_t items) {
-  return static_cast<int>(round_up((items + kGreedyThreads / 32 - 1) / (kGreedyThreads / 32), 8));
-}
 
 // What is in shared memory: similarity, the pool's part of it, and state; the latter two; or what the blocks tell each other.
 enum class GreedyPlace { resident, shared, workspace };
