@@ -36,8 +36,8 @@ case "$*" in
   *"benchmarks ops"*) step=ops ;;
   *"benchmarks scaling"*) step=scaling ;;
   *"benchmarks model"*) step=model ;;
-  *memcheck*|*synccheck*) step=sanitize ;;
-  *racecheck*|*initcheck*) step=hazards ;;
+  *memcheck*) step=sanitize ;;
+  *synccheck*|*racecheck*|*initcheck*) step=hazards ;;
   *cuda_small*--headline*) step=ncu ;;
 esac
 echo "$step begins: TRITON_INTERPRET=$TRITON_INTERPRET commit $VTKERNELS_COMMIT"
