@@ -98,7 +98,7 @@ def profile(folder: Path) -> list[dict[str, str]]:
 
 
 def kernel(name: str) -> str:
-    """``void vtkernels::cuda::entry<vtkernels::cuda::Greedy<int, 0> >(...)`` without what every kernel has: ``Greedy<int, 0>``."""
+    """``void vtkernels::cuda::entry<vtkernels::cuda::Greedy<int, 0>>(...)`` without what all have: ``Greedy<int, 0>``."""
     inner = re.search(r"entry<(.*)>\(", name)
     short = inner[1] if inner else re.split(r"[<(]", name.removeprefix("void "))[0]
     return re.sub(r"\((\w+::)*\w+\)|(\w+::)+", "", short).strip().replace("> >", ">>")

@@ -94,11 +94,11 @@ def test_clusters_that_fit_decide_how_many_blocks_an_image_has():
         got = plan("scope_select", images=60, clusters=clusters)
         return got["path"], got["launches"][-1]["cluster"]
 
-    assert chosen(66, 30, 15) == ("streamed", 2)
-    assert chosen(66, 30, 60) == ("resident", 8)
-    assert chosen(66, 60, 15) == ("streamed", 4)
-    assert chosen(20, 10, 5) == ("streamed", 1)
-    assert chosen(0, 0, 0) == ("streamed", 2)  # not known: as many as fill the multiprocessors
+    assert chosen(66, 30, 15) == ("wide, streamed", 2)
+    assert chosen(66, 30, 60) == ("wide, resident", 8)
+    assert chosen(66, 60, 15) == ("wide, streamed", 4)
+    assert chosen(20, 10, 5) == ("wide, streamed", 1)
+    assert chosen(0, 0, 0) == ("wide, streamed", 2)  # not known: as many as fill the multiprocessors
 
 
 @pytest.mark.parametrize("arch", [80, 86, 89])

@@ -38,7 +38,7 @@ struct WideMaps {
 };
 
 // What the copy engine reads: the features, or the copy that GramDirections makes.
-inline Array<3> wide_features(const GramPlan& plan, const Array<3>& features, void* copy) {
+inline Array<3> wide_features(const GramPlan& plan, const Array<3>& features, const void* copy) {
   if (!plan.packed) return features;
   const int64_t images = features.size[0], n = features.size[1], channels = features.size[2];
   const int64_t stride = gram_packed_stride(channels);

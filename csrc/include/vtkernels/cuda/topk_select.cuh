@@ -9,9 +9,9 @@ namespace vtkernels::cuda {
 template <class T>
 constexpr int kScoreBits = 32;
 template <>
-constexpr int kScoreBits<BFloat16> = 16;
+inline constexpr int kScoreBits<BFloat16> = 16;
 template <>
-constexpr int kScoreBits<Half> = 24;  // 19, in whole digits
+inline constexpr int kScoreBits<Half> = 24;  // 19, in whole digits
 
 template <class T>
 struct TopkSelect {
