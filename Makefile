@@ -113,7 +113,7 @@ gpu: build
 # The same script without a GPU: all of it with the versions of a machine that has one, and what depends on torch with ours.
 rehearse-gpu: build .venv-cuda/.installed
 	benchmarks/gpu.sh --rehearse --limit 900 --python .venv-cuda/bin/python
-	benchmarks/gpu.sh --rehearse --limit 600 --python $(BIN)/python --only machine,build,tests,prune,memory
+	benchmarks/gpu.sh --rehearse --limit 600 --python $(BIN)/python --only machine,build,tests
 
 # The oldest transformers that vt.prune supports; `make test` runs the newest known, which constraints.txt names.
 test-transformers: build .venv-transformers/.installed
