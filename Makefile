@@ -76,11 +76,12 @@ build: .venv/.built
 test-kernels: build
 	VTKERNELS_TEST_KERNELS=1 $(PYTEST) -k "triton or sm_90 or sm_80 or cuda"
 
-# The library with CUDA kernels (nvcc needed) under a torch with CUDA: loads without a GPU and passes the CPU tests.
+# The library with CUDA kernels (nvcc needed) under a torch with CUDA: loads without a GPU and passes the CPU tests. torch 2.11 gives
+# a copy of a negated view to an op, so that it is not refused.
 test-cuda-torch: build .venv-cuda/.installed
 	VTKERNELS_REQUIRE_NATIVE=1 PYTHONPATH=. .venv-cuda/bin/python -m pytest \
 	  tests/test_cuda_build.py tests/test_native.py tests/test_invariance.py tests/test_errors.py tests/test_contract.py \
-	  -k "not sm_90 and not sm_80 and not triton and not reference"
+	  -k "not sm_90 and not sm_80 and not triton and not reference and not negated_view"
 
 # The versions of a machine with a GPU, the oldest Triton among them.
 .venv-cuda/.installed:
