@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from cases import fixed_order
 from golden import SCOPE_CASES, scope_case, scope_edges
 from oracles import check_selection, scope_problems
 
@@ -24,7 +25,7 @@ def test_published_picks(backend, name):
     picks = vt.scope_select(case.features, case.saliency, case.k, sort=False, **options)
     for got, want, safe in zip(picks, case.picks, case.safe, strict=True):
         assert got[:safe].tolist() == want[:safe].tolist()
-    problems = scope_problems(case.features, case.saliency, fixed_order=backend != "reference", **options)
+    problems = scope_problems(case.features, case.saliency, fixed_order=fixed_order(backend), **options)
     check_selection(problems, picks)
 
 
@@ -45,7 +46,7 @@ def test_edge_cases(backend, name):
     picks = vt.scope_select(features, saliency, k, sort=False)
     if name not in MENDED:
         assert picks.tolist() == [published[name]]
-    check_selection(scope_problems(features, saliency, fixed_order=backend != "reference"), picks)
+    check_selection(scope_problems(features, saliency, fixed_order=fixed_order(backend)), picks)
 
 
 def test_zero_row_is_mended(backend):
