@@ -17,6 +17,11 @@ from hypothesis import HealthCheck, settings
 
 import vtkernels as vt
 
+if os.environ["TRITON_INTERPRET"] == "1" and vt.status("triton").available:
+    from interpreter import speed_up
+
+    speed_up()
+
 # The same few examples every time, or with VTKERNELS_HYPOTHESIS=fuzz many, and others each time.
 _COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]}
 settings.register_profile("few", max_examples=12, derandomize=True, **_COMMON)
