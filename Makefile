@@ -111,10 +111,10 @@ gpu: build
 	benchmarks/gpu.sh --python $(BIN)/python --out build/gpu
 	$(BIN)/python -m benchmarks gpu-report build/gpu
 
-# The same script without a GPU: all of it with the versions of a machine that has one, and what depends on torch with ours.
+# The same script without a GPU, with the versions of a machine that has one. What of it depends on torch runs with ours in
+# `build` and `test`.
 rehearse-gpu: build .venv-cuda/.installed
 	benchmarks/gpu.sh --rehearse --limit 900 --python .venv-cuda/bin/python
-	benchmarks/gpu.sh --rehearse --limit 600 --python $(BIN)/python --only machine,build,tests
 
 # The oldest transformers that vt.prune supports; `make test` runs the newest known, which constraints.txt names.
 test-transformers: build .venv-transformers/.installed

@@ -214,7 +214,7 @@ step_prune() {
 
 step_ops() {
   "$python" -m benchmarks ops --headline --device "$device" --dtype "$dtype" --seconds 0.2 --out "$out/ops.csv" \
-    ${rehearse:+--op topk_select --op scope_select}
+    ${rehearse:+--op topk_select --op attention_topk}
 }
 
 step_scaling() {
