@@ -20,12 +20,18 @@ def method_and_context(case):
     return FoPru(case.strategy, source), context
 
 
+def heads_of(name):
+    return fopru_case(name).query.shape[1]
+
+
 def test_cases_are_there():
     assert len(FOPRU_CASES) == 15
 
 
 @on_ops("attention_profile")
-@pytest.mark.parametrize("name", FOPRU_CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.large if heads_of(name) > 8 else ()) for name in FOPRU_CASES]
+)
 def test_published_profiles(op, backend, name):
     case = fopru_case(name)
     received, given = vt.attention_profile(case.query, case.key, scale=case.scale, softmax=case.softmax)

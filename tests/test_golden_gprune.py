@@ -27,7 +27,10 @@ def test_cases_are_there():
     assert len(GPRUNE_CASES) == 12
 
 
-@pytest.mark.parametrize("name", GPRUNE_CASES)
+# 1,728 tokens, a minute in Triton's interpreter
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.large if "36x48" in name else ()) for name in GPRUNE_CASES]
+)
 def test_published_scores_and_sets(backend, name):
     case = gprune_case(name)
     positions = [case.newlines]
