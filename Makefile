@@ -8,7 +8,7 @@ SOURCES := $(shell find csrc cmake -type f) CMakeLists.txt setup.py pyproject.to
 TORCH := $(shell grep ^torch== constraints.txt)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-kernels test-lmms-eval test-original test-transformers test-cuda-torch test-triton-36 rehearse-gpu lint gpu bench guard build clean \
+.PHONY: demo test test-all test-kernels test-lmms-eval test-original test-transformers test-cuda-torch test-triton-36 rehearse-gpu lint gpu bench guard build clean \
   dist test-dist test-matrix hub test-hub docs docs-serve fuzz sanitize-address sanitize-thread properties tidy
 
 demo: build
@@ -71,6 +71,10 @@ build: .venv/.built
 .venv/.built: .venv/.installed $(SOURCES)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(PIP) --no-build-isolation --editable ".[dev]"
 	touch $@
+
+# `test` and `test-kernels` in one, without the tests they share twice.
+test-all: build
+	VTKERNELS_TEST_KERNELS=1 $(PYTEST)
 
 # Triton's interpreter and the emulated GPUs on every test of an op, and the slow tests of the kernels.
 test-kernels: build
