@@ -41,6 +41,11 @@ def dtypes_of(backend: str) -> tuple[torch.dtype, ...]:
     return DTYPES[:-1] if backend == "triton" or backend in GPUS else DTYPES
 
 
+def slow(backend: str | None) -> bool:
+    """Interpreted or emulated, so that tests ask less of it."""
+    return backend == "triton" or backend in GPUS
+
+
 def fixed_order(backend: str) -> bool:
     """Whether copies of a row have the same products wherever they stand. torch and NumPy, which multiply in the reference and
     in Triton's interpreter, add in an order that depends on the place in the matrix and on the processor."""

@@ -11,7 +11,7 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import pytest
 import torch
-from cases import backends_of, dtypes_of
+from cases import backends_of, dtypes_of, slow
 from emulated import GPUS, emulated
 from hypothesis import HealthCheck, settings
 
@@ -55,7 +55,7 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         values = item.callspec.params if hasattr(item, "callspec") else {}
         backend = values.get("backend")
-        if backend != "triton" and backend not in GPUS:
+        if not slow(backend):
             (kept if everything or item.get_closest_marker("kernels") is None else left_out).append(item)
             continue
         test = item.nodeid.partition("[")[0], values.get("op"), backend

@@ -1,6 +1,7 @@
-"""Triton's interpreter, half as long: it replaces Triton's language by its own at every call of a function inside a kernel.
+"""Triton's interpreter in half the time.
 
-Once, when the kernel starts, is enough: a call that finds nothing left to replace is spared the search.
+It replaces the functions of ``triton.language`` by its own when a kernel starts, and searches for them again at every call of a
+jitted function inside the kernel. Here a call that finds nothing left to replace is spared the search.
 """
 
 from __future__ import annotations

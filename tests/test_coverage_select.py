@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from cases import Draw, bits, each_dtype, each_int, ragged
+from cases import Draw, bits, each_dtype, each_int, ragged, slow
 from oracles import TOLERANCE, check_selection, coverage_problems
 
 import vtkernels as vt
@@ -129,7 +129,7 @@ def test_lengths_mask_candidates_and_no_items(backend, combine, int_dtype):
 def test_first_choices_are_the_answer_of_a_smaller_budget(backend, combine):
     similarity, weight = inputs(40, 33)
     full = vt.coverage_select(similarity, weight, 33, combine=combine, sort=False)
-    for k in (0, 1, 2, 15, 32):
+    for k in (0, 1, 2, 15, 32) if slow(backend) else range(33):
         picks, gains = vt.coverage_select(similarity, weight, k, combine=combine, sort=False)
         assert torch.equal(picks, full[0][:, :k])
         assert torch.equal(bits(gains), bits(full[1][:, :k]))
